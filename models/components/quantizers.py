@@ -1,0 +1,155 @@
+"""From vectors to a finite set of codes and back.
+
+A quantizer has `codebook_size`, `code_dim` and four methods: `forward` (training), `indices`, `codebook` and
+`project_out`. Vectors have the model's width D, codes the smaller `code_dim`.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.components.random import uniform
+
+
+class Quantized(NamedTuple):
+    vectors: Tensor  # (..., D), gradients pass straight through to the input
+    indices: Tensor  # (...), int64
+    loss: Tensor  # scalar; 0 where the quantizer needs none
+
+
+def perplexity(counts: Tensor) -> Tensor:
+    """Effective number of codes in use, exp of the entropy of their shares; counts: (K,)."""
+    share = counts / counts.sum().clamp(min=1)
+    return torch.exp(-torch.xlogy(share, share).sum())
+
+
+class VectorQuantizer(nn.Module):
+    """VQ-VAE codebook (van den Oord et al., 2017) with cosine look-up, as GenieRedux has it.
+
+    A vector is projected to `codebook_dim`, L2-normalised and matched by dot product with the stored codes. As
+    published, codes are a plain parameter and are not normalised. Loss: ‖code - sg(z)‖² + commitment·‖sg(code) - z‖²,
+    averaged; zero in eval mode, as published.
+
+    dead_code_steps: a code that no vector chose for so many training steps moves to a vector of the batch, the same
+        one on every process; null leaves dead codes alone, as published.
+    normalize_codes: compare with L2-normalised codes and return those.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        codebook_size: int,
+        codebook_dim: int,
+        commitment: float,
+        dead_code_steps: int | None,
+        normalize_codes: bool,
+    ):
+        super().__init__()
+        self.codebook_size = codebook_size
+        self.code_dim = codebook_dim
+        self.commitment = commitment
+        self.dead_code_steps = dead_code_steps
+        self.normalize_codes = normalize_codes
+        self.project_in = nn.Linear(dim, codebook_dim)
+        self.project_out = nn.Linear(codebook_dim, dim)
+        self.embed = nn.Parameter(F.normalize(torch.randn(codebook_size, codebook_dim), dim=-1))
+        if dead_code_steps is not None:
+            self.register_buffer("idle_steps", torch.zeros(codebook_size))
+
+    def codebook(self) -> Tensor:
+        return F.normalize(self.embed, dim=-1) if self.normalize_codes else self.embed
+
+    def _project(self, x: Tensor) -> Tensor:
+        # Half precision would turn near ties into other codes.
+        with torch.autocast(x.device.type, enabled=False):
+            return F.normalize(self.project_in(x.float()), dim=-1)
+
+    def indices(self, x: Tensor) -> Tensor:
+        """(..., D) -> (...) index of the best code."""
+        with torch.autocast(x.device.type, enabled=False):
+            return (self._project(x) @ self.codebook().T).argmax(dim=-1)
+
+    def forward(self, x: Tensor) -> Quantized:
+        with torch.autocast(x.device.type, enabled=False):
+            z = self._project(x)
+            revives = self.training and self.dead_code_steps is not None
+            if revives:
+                self._revive_dead_codes(z.detach())
+            codebook = self.codebook()
+            indices = (z.detach() @ codebook.detach().T).argmax(dim=-1)
+            if revives:
+                self._count_idle_steps(indices)
+            code = F.embedding(indices, codebook)
+            loss = z.new_zeros(())
+            if self.training:
+                loss = F.mse_loss(code, z.detach()) + self.commitment * F.mse_loss(code.detach(), z)
+            return Quantized(self.project_out(z + (code - z).detach()), indices, loss)
+
+    @torch.no_grad()
+    def _count_idle_steps(self, indices: Tensor) -> None:
+        used = torch.bincount(indices.flatten(), minlength=self.codebook_size)
+        if dist.is_initialized():
+            dist.all_reduce(used)
+        self.idle_steps.add_(1).masked_fill_(used > 0, 0)
+
+    @torch.no_grad()
+    def _revive_dead_codes(self, z: Tensor) -> None:
+        dead = self.idle_steps >= self.dead_code_steps
+        if not dead.any():
+            return
+        candidates = z.flatten(0, -2)
+        if dist.is_initialized():
+            parts = [torch.empty_like(candidates) for _ in range(dist.get_world_size())]
+            dist.all_gather(parts, candidates.contiguous())
+            candidates = torch.cat(parts)
+        # Which vectors: a pure function of the batch's content, hence equal on every process and after a resume.
+        seed = (candidates.double().sum() * 2**40).long()[None]
+        chosen = (uniform(seed, (0,), (self.codebook_size,))[0] * len(candidates)).long()
+        self.embed[dead] = candidates[chosen[dead]]
+        self.idle_steps[dead] = 0
+
+
+class FiniteScalarQuantizer(nn.Module):
+    """FSQ (Mentzer et al., 2023): each of a few bounded numbers is rounded to `levels[i]` values. No loss, no codebook."""
+
+    def __init__(self, dim: int, levels: list[int]):
+        super().__init__()
+        if min(levels) < 2:
+            raise ValueError(f"quantizer.levels is {list(levels)}, expected at least 2 everywhere")
+        self.code_dim = len(levels)
+        self.codebook_size = math.prod(levels)
+        self.register_buffer("levels", torch.tensor(list(levels)), persistent=False)
+        strides = [math.prod(levels[:i]) for i in range(len(levels))]
+        self.register_buffer("strides", torch.tensor(strides), persistent=False)
+        self.project_in = nn.Linear(dim, self.code_dim)
+        self.project_out = nn.Linear(self.code_dim, dim)
+
+    def codebook(self) -> Tensor:
+        """(codebook_size, code_dim), each value in [-1, 1]."""
+        index = torch.arange(self.codebook_size, device=self.levels.device)
+        digits = index[:, None] // self.strides % self.levels
+        half = self.levels // 2
+        return (digits - half) / half
+
+    def _bounded(self, x: Tensor) -> Tensor:
+        half_range = (self.levels - 1) * (1 + 1e-3) / 2
+        offset = torch.where(self.levels % 2 == 0, 0.5, 0.0)
+        return torch.tanh(self.project_in(x.float()) + torch.atanh(offset / half_range)) * half_range - offset
+
+    def _index(self, rounded: Tensor) -> Tensor:
+        return ((rounded.long() + self.levels // 2) * self.strides).sum(dim=-1)
+
+    def indices(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return self._index(self._bounded(x).round())
+
+    def forward(self, x: Tensor) -> Quantized:
+        with torch.autocast(x.device.type, enabled=False):
+            bounded = self._bounded(x)
+            rounded = bounded.round()
+            code = (bounded + (rounded - bounded).detach()) / (self.levels // 2)
+            return Quantized(self.project_out(code), self._index(rounded), code.new_zeros(()))

@@ -1,0 +1,237 @@
+"""MaskGIT dynamics: the next frame's tokens from the tokens so far and an action."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.components.masking import refine, training_mask
+from models.components.positions import ContinuousPositionBias
+from models.components.st_transformer import STTransformer
+from models.interfaces import Sampling, StepOutput
+
+
+class Lesson(NamedTuple):
+    """What one training pass shows and asks."""
+
+    inputs: Tensor  # (B, L, h, w), some tokens replaced by the mask id
+    actions: Tensor  # (B, L, A), the action that each input frame is conditioned on
+    targets: Tensor  # (B, L, h, w)
+    asked: Tensor  # (B, L, h, w) bool: where the loss counts
+
+
+class NextFrameRule:
+    """The published GenieRedux rule: the logits at an input frame's positions predict the following frame's tokens.
+
+    loss_on: "masked" counts the loss only where the input token was hidden, as published; "all" everywhere.
+    The published sampler makes one pass. More than one pass frame by frame is an error: the new frame's tokens are
+    never an input, so nothing would change.
+    """
+
+    def __init__(self, mask_rate: tuple[float, float], loss_on: str):
+        self.mask_rate = mask_rate
+        self.loss_on = loss_on
+
+    def lesson(self, tokens: Tensor, actions: Tensor, seeds: Tensor, mask_id: int) -> Lesson:
+        visible = tokens[:, :-1]
+        hidden = training_mask(visible.shape, self.mask_rate, seeds)
+        asked = hidden if self.loss_on == "masked" else torch.ones_like(hidden)
+        return Lesson(visible.masked_fill(hidden, mask_id), actions, tokens[:, 1:], asked)
+
+    def check(self, sampling: Sampling, num_new: int) -> None:
+        if sampling.steps > 1 and num_new == 1:
+            raise ValueError(
+                f"eval.inference_steps is {sampling.steps}, but dynamics.rule=next makes one pass a frame: "
+                "set eval.inference_steps=1, or train with dynamics.rule=in_place"
+            )
+
+    def inputs(self, tokens: Tensor, actions: Tensor, num_new: int) -> tuple[Tensor, Tensor]:
+        """What the network reads to predict the last `num_new` frames of `tokens` (B, L, h, w)."""
+        return tokens[:, :-1], actions
+
+
+class InPlaceRule:
+    """Genie's rule: the new frame's hidden tokens are inputs too, and passes refine them.
+
+    Input frame t is conditioned on the action that led to it; frame 0 on none. Only frames 1.. are hidden and asked.
+    """
+
+    def __init__(self, mask_rate: tuple[float, float]):
+        self.mask_rate = mask_rate
+
+    def lesson(self, tokens: Tensor, actions: Tensor, seeds: Tensor, mask_id: int) -> Lesson:
+        hidden = training_mask(tokens.shape, self.mask_rate, seeds)
+        hidden[:, 0] = False
+        return Lesson(tokens.masked_fill(hidden, mask_id), self._arriving(actions), tokens, hidden)
+
+    def check(self, sampling: Sampling, num_new: int) -> None:
+        pass
+
+    def inputs(self, tokens: Tensor, actions: Tensor, num_new: int) -> tuple[Tensor, Tensor]:
+        return tokens, self._arriving(actions)
+
+    @staticmethod
+    def _arriving(actions: Tensor) -> Tensor:
+        return F.pad(actions, (0, 0, 1, 0))
+
+
+class MaskGIT(nn.Module):
+    """Token transformer with two prediction rules (see `NextFrameRule`, `InPlaceRule`).
+
+    num_tokens, grid (h, w), codebook (K, code_dim), action_dim come from the tokenizer and the action source.
+    max_seq_len: rows of the absolute position table, h·w a frame; null for no table and no limit of context.
+    conditioning: "add" the action to every token at the input (published with latent actions), "concat" it (published
+        with recorded ones; widens the network), or "film": it scales and shifts the stream before every block.
+    token_input: "learned" embedding of the token id, its "codes" vector projected, or "both".
+    token_output: "linear" scores (published), or "tied": the dot product with the token's own input embedding, which
+        makes copying the last frame the starting point of the next rule.
+    embedding_gradient: factor on the gradient that reaches the embeddings (published 0.1).
+    loss_reduction: "clip" averages per clip, so N processes compute one joint batch; "pooled" over all asked tokens of
+        the batch, as published.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_tokens: int,
+        grid: tuple[int, int],
+        codebook: Tensor,
+        action_dim: int,
+        dim: int,
+        heads: int,
+        dim_head: int,
+        blocks: int,
+        ff_mult: float,
+        feed_forwards: str,
+        norm_keys: bool,
+        max_seq_len: int | None,
+        conditioning: str,
+        rule: str,
+        mask_rate: tuple[float, float],
+        loss_on: str,
+        loss_reduction: str,
+        token_input: str,
+        token_output: str,
+        embedding_gradient: float,
+    ):
+        super().__init__()
+        _check_choice("conditioning", conditioning, ("add", "concat", "film"))
+        _check_choice("rule", rule, ("next", "in_place"))
+        _check_choice("loss_on", loss_on, ("masked", "all"))
+        _check_choice("loss_reduction", loss_reduction, ("clip", "pooled"))
+        _check_choice("token_input", token_input, ("learned", "codes", "both"))
+        _check_choice("token_output", token_output, ("linear", "tied"))
+        low, high = mask_rate
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"dynamics.mask_rate is {list(mask_rate)}, expected 0 <= low <= high <= 1")
+        self.num_tokens = num_tokens
+        self.mask_id = num_tokens
+        self.grid = tuple(grid)
+        self.conditioning = conditioning
+        self.rule = NextFrameRule((low, high), loss_on) if rule == "next" else InPlaceRule((low, high))
+        self.loss_reduction = loss_reduction
+        self.embedding_gradient = embedding_gradient
+        self.token_emb = nn.Embedding(num_tokens + 1, dim)
+        self.code_projection = None
+        if token_input in ("codes", "both"):
+            self.code_projection = nn.Linear(codebook.shape[1], dim)
+            # Follows from the tokenizer, so no file stores it. The mask id has no code: a row of zeros.
+            self.register_buffer("codes", F.pad(codebook.detach().clone().float(), (0, 0, 0, 1)), persistent=False)
+        self.pos_emb = nn.Embedding(max_seq_len, dim) if max_seq_len is not None else None
+        width = dim + action_dim if conditioning == "concat" else dim
+        self.action_projection = None
+        if conditioning == "film" or (conditioning == "add" and action_dim != dim):
+            self.action_projection = nn.Linear(action_dim, dim)
+        self.spatial_bias = ContinuousPositionBias(dim_head, heads)
+        self.transformer = STTransformer(
+            width,
+            heads,
+            dim_head,
+            blocks,
+            ff_mult,
+            feed_forwards=feed_forwards,
+            norm_keys=norm_keys,
+            modulation_dim=dim if conditioning == "film" else None,
+        )
+        if token_output == "linear":
+            self.to_logits = nn.Linear(width, num_tokens)
+        else:
+            self.to_embedding = nn.Linear(width, dim, bias=False)
+            nn.init.eye_(self.to_embedding.weight)
+        self.token_output = token_output
+        self.max_seq_len = max_seq_len
+
+    @property
+    def context(self) -> int | None:
+        """Input frames that the position table allows; None for any number."""
+        return None if self.max_seq_len is None else self.max_seq_len // (self.grid[0] * self.grid[1])
+
+    def forward(self, tokens: Tensor, actions: Tensor, seeds: Tensor, step: int) -> StepOutput:
+        """tokens (B, T, h, w); actions (B, T-1, A). Cross-entropy on the asked tokens, in nats."""
+        lesson = self.rule.lesson(tokens, actions, seeds, self.mask_id)
+        logits = self.logits(lesson.inputs, lesson.actions)
+        losses = F.cross_entropy(logits.flatten(0, -2).float(), lesson.targets.flatten(), reduction="none")
+        losses = losses.view_as(lesson.targets).flatten(1)
+        asked = lesson.asked.flatten(1)
+        if self.loss_reduction == "clip":
+            loss = ((losses * asked).sum(1) / asked.sum(1).clamp(min=1)).mean()
+        else:
+            loss = (losses * asked).sum() / asked.sum().clamp(min=1)
+        right = (logits.detach().argmax(-1) == lesson.targets).flatten(1) & asked
+        accuracy = right.sum() / asked.sum().clamp(min=1)
+        return StepOutput(loss, {"cross_entropy": loss.detach(), "token_accuracy": accuracy})
+
+    def logits(self, inputs: Tensor, actions: Tensor) -> Tensor:
+        """inputs (B, L, h, w) token or mask ids, actions (B, L, A) one for each input frame -> (B, L, h, w, K)."""
+        num_frames = inputs.shape[1]
+        if self.context is not None and num_frames > self.context:
+            raise ValueError(
+                f"{num_frames} frames of context need dynamics.max_seq_len={num_frames * self.grid[0] * self.grid[1]}, "
+                f"this model has {self.max_seq_len}: ask for fewer frames (eval.sample_num_frames, train.num_frames)"
+            )
+        embeddings = self.token_emb.weight
+        if self.code_projection is not None:
+            embeddings = embeddings + self.code_projection(self.codes)
+        x = F.embedding(inputs, embeddings)
+        if self.pos_emb is not None:
+            positions = self.pos_emb.weight[: inputs[0].numel()]
+            x = x + positions.view(*inputs.shape[1:], -1)
+        if self.embedding_gradient != 1:
+            x = x * self.embedding_gradient + x.detach() * (1 - self.embedding_gradient)
+        if self.action_projection is not None:
+            actions = self.action_projection(actions)
+        condition = None
+        if self.conditioning == "add":
+            x = x + actions[:, :, None, None]
+        elif self.conditioning == "concat":
+            x = torch.cat([x, actions[:, :, None, None].expand(*x.shape[:-1], -1).to(x.dtype)], dim=-1)
+        else:
+            condition = F.silu(actions)
+        features = self.transformer(x, self.spatial_bias(self.grid), condition)
+        if self.token_output == "linear":
+            return self.to_logits(features)
+        return self.to_embedding(features) @ embeddings[:-1].T / embeddings.shape[-1] ** 0.5
+
+    @torch.no_grad()
+    def sample(self, tokens: Tensor, actions: Tensor, *, num_new: int, sampling: Sampling, seeds: Tensor) -> Tensor:
+        """Tokens of the next `num_new` frames, drawn together: (B, num_new, h, w).
+
+        tokens (B, P, h, w) known; actions (B, P-1+num_new, A). `num_new=1` frame after frame is autoregressive,
+        all frames at once is one-go. With the next rule, one pass and temperature 0 this is the published generation.
+        """
+        self.rule.check(sampling, num_new)
+        batch, past = tokens.shape[:2]
+        new = torch.full((batch, num_new, *self.grid), self.mask_id, device=tokens.device)
+        hidden = torch.ones(batch, new[0].numel(), dtype=torch.bool, device=tokens.device)
+        for step in range(sampling.steps):
+            inputs, conditions = self.rule.inputs(torch.cat([tokens, new], dim=1), actions, num_new)
+            logits = self.logits(inputs, conditions)[:, -num_new:].flatten(1, 3)
+            drawn, hidden = refine(logits, new.flatten(1), hidden, sampling, step, seeds, frame=past)
+            new = drawn.masked_fill(hidden, self.mask_id).view_as(new)
+        return new
+
+
+def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"dynamics.{key} is {value!r}, expected one of {', '.join(choices)}")

@@ -1,0 +1,169 @@
+"""Weight files that explain themselves: tensors in safetensors, the resolved model config in the header.
+
+A world's file does not repeat its frozen tokenizer; it names it by content hash. The run folder keeps one copy as
+`tokenizer.safetensors`.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import torch
+from hydra.utils import instantiate
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+FORMAT = 1
+WEIGHTS = "model.safetensors"
+TOKENIZER = "tokenizer.safetensors"
+
+
+def save_weights(module: nn.Module, fpath: Path, *, config: dict, metadata: dict | None = None) -> None:
+    """Write a module's state and how to build it, atomically.
+
+    config: the resolved `model` node. metadata: JSON-able facts that go into the header (step, seconds, hashes, …).
+    A frozen tokenizer inside a world is left out; put its `content_hash` into metadata as "tokenizer_hash".
+    """
+    fpath = Path(fpath)
+    state = {name: value.detach().cpu().contiguous() for name, value in trainable_state(module).items()}
+    header = {"format": FORMAT, "config": config, "metadata": metadata or {}}
+    fpath.parent.mkdir(parents=True, exist_ok=True)
+    partial = fpath.with_name(f".{fpath.name}.{os.getpid()}.partial")
+    save_file(state, partial, metadata={"lamp": json.dumps(header)})
+    with open(partial, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(partial, fpath)
+
+
+def trainable_state(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict without a world's frozen tokenizer."""
+    frozen = "tokenizer." if hasattr(module, "dynamics") else None
+    return {k: v for k, v in module.state_dict().items() if frozen is None or not k.startswith(frozen)}
+
+
+def resolve_fpath(path: str | Path) -> Path:
+    """The weight file meant by a run folder (its latest step), a step folder or a file.
+
+    Raises FileNotFoundError that names what was looked for.
+    """
+    path = Path(path)
+    if path.is_dir():
+        latest = path / "latest"
+        if latest.exists():
+            path = path / latest.read_text().strip() if latest.is_file() else latest
+        path = path / WEIGHTS
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path}: expected a run folder, a step folder or a weight file")
+    return path
+
+
+def read_header(path: str | Path) -> dict:
+    """{"format", "config", "metadata"} of a weight file. Raises ValueError if the file is damaged or not ours."""
+    fpath = resolve_fpath(path)
+    try:
+        with safe_open(fpath, framework="pt") as file:
+            text = (file.metadata() or {}).get("lamp")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{fpath} is truncated or not a weight file ({error}); use another checkpoint") from error
+    if text is None:
+        raise ValueError(f"{fpath} carries no model config; expected a file that Lamp wrote")
+    header = json.loads(text)
+    if header["format"] > FORMAT:
+        raise ValueError(f"{fpath} has format {header['format']}, this version reads up to {FORMAT}; update Lamp")
+    return header
+
+
+def load(path: str | Path, *, tokenizer_fpath: str | Path | None = None) -> nn.Module:
+    """Rebuild a trained model, in eval mode on the CPU; no other setting is needed.
+
+    tokenizer_fpath: use this tokenizer for a world instead of the one it was trained with. It must have the same
+    content, since tokens mean nothing without the codebook that made them.
+    """
+    fpath = resolve_fpath(path)
+    header = read_header(fpath)
+    config = header["config"]
+    if "tokenizer" in config:
+        found = _find_tokenizer(fpath, config["tokenizer"]["path"], tokenizer_fpath)
+        expected = header["metadata"].get("tokenizer_hash")
+        if expected is not None and content_hash(found) != expected:
+            raise ValueError(
+                f"{found} is not the tokenizer that {fpath} was trained with; set tokenizer_fpath to that one"
+            )
+        config = config | {"tokenizer": config["tokenizer"] | {"path": str(found)}}
+    module = build(config)
+    load_state(module, fpath)
+    return module.eval()
+
+
+def load_state(module: nn.Module, fpath: Path) -> None:
+    """Copy a file's tensors into a module. Raises ValueError listing names that miss, are unknown or differ in shape."""
+    with safe_open(resolve_fpath(fpath), framework="pt") as file:
+        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    wanted = trainable_state(module)
+    problems = [f"missing {name}" for name in wanted if name not in found]
+    problems += [f"unexpected {name}" for name in found if name not in wanted]
+    problems += [
+        f"{name} is {tuple(found[name].shape)}, expected {tuple(value.shape)}"
+        for name, value in wanted.items()
+        if name in found and found[name].shape != value.shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
+        raise ValueError(f"{fpath} does not fit this model: {'; '.join(problems[:4])}{more}")
+    module.load_state_dict(found, strict=False)
+
+
+def load_frozen(path: str | Path | None) -> nn.Module:
+    """A trained tokenizer that will not train further. Raises ValueError where `path` is null or no tokenizer."""
+    if path is None:
+        raise ValueError(
+            "tokenizer_fpath is null; set --tokenizer_fpath=<run folder> (bash run.sh --config=tokenizer.yaml trains one)"
+        )
+    tokenizer = load(path)
+    if not hasattr(tokenizer, "decode"):
+        raise ValueError(f"tokenizer_fpath {path} holds a {type(tokenizer).__name__}, expected a tokenizer")
+    return tokenizer.requires_grad_(False).eval()
+
+
+def build(config: dict) -> nn.Module:
+    """Instantiate a model config; refuses any `_target_` outside `models.`, since files come from strangers."""
+    _check_targets(config)
+    return instantiate(config, _convert_="all")
+
+
+def content_hash(path: str | Path) -> str:
+    """SHA-256 over the tensors' names and bytes: equal for equal weights, whatever the header says."""
+    digest = hashlib.sha256()
+    with safe_open(resolve_fpath(path), framework="np") as file:
+        for name in sorted(file.keys()):
+            digest.update(name.encode())
+            digest.update(file.get_tensor(name).tobytes())
+    return digest.hexdigest()
+
+
+def _find_tokenizer(world_fpath: Path, trained_with: str, chosen: str | Path | None) -> Path:
+    if chosen is not None:
+        return resolve_fpath(chosen)
+    for folder in (world_fpath.parent, world_fpath.parent.parent):
+        if (folder / TOKENIZER).is_file():
+            return folder / TOKENIZER
+    try:
+        return resolve_fpath(trained_with)
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"the tokenizer of {world_fpath} is neither beside it ({TOKENIZER}) nor at {trained_with}; set tokenizer_fpath"
+        ) from None
+
+
+def _check_targets(node) -> None:
+    if isinstance(node, dict):
+        target = node.get("_target_")
+        if target is not None and not target.startswith("models."):
+            raise ValueError(f"a model config may only build things below models., got _target_ {target!r}")
+        for value in node.values():
+            _check_targets(value)
+    elif isinstance(node, list):
+        for value in node:
+            _check_targets(value)

@@ -1,0 +1,98 @@
+"""ST-ViViT: a video tokenizer that is causal in time (Genie, Bruce et al., 2024, section 2.1)."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.components.patches import PatchEmbedding, PixelHead, check_image_size
+from models.components.positions import ContinuousPositionBias
+from models.components.quantizers import perplexity
+from models.components.st_transformer import STTransformer
+from models.interfaces import Clip, StepOutput
+
+LOSSES = {"mse": F.mse_loss, "l1": F.l1_loss}
+
+
+class STViViT(nn.Module):
+    """Frames (B, T, C, H, W) to tokens (B, T, h, w) and back; token frame t depends on frames 0..t.
+
+    quantizer: a constructor that takes the width; the others are sizes. Loss: reconstruction + quantizer.
+    """
+
+    stride = 1
+
+    def __init__(
+        self,
+        *,
+        image_size: tuple[int, int],
+        channels: int,
+        patch_size: int,
+        dim: int,
+        heads: int,
+        dim_head: int,
+        encoder_blocks: int,
+        decoder_blocks: int,
+        ff_mult: float,
+        feed_forwards: str,
+        norm_keys: bool,
+        norm_pixels: bool,
+        reconstruction_loss: str,
+        quantizer: Callable[..., nn.Module],
+    ):
+        super().__init__()
+        if reconstruction_loss not in LOSSES:
+            raise ValueError(
+                f"tokenizer.reconstruction_loss is {reconstruction_loss!r}, expected {' or '.join(LOSSES)}"
+            )
+        self.image_size = check_image_size(image_size, patch_size)
+        self.grid = (self.image_size[0] // patch_size, self.image_size[1] // patch_size)
+        self.reconstruction_loss = LOSSES[reconstruction_loss]
+        self.patch_embedding = PatchEmbedding(channels, patch_size, dim, norm_pixels=norm_pixels)
+        self.spatial_bias = ContinuousPositionBias(dim, heads)
+        sizes = {"feed_forwards": feed_forwards, "norm_keys": norm_keys}
+        self.encoder = STTransformer(dim, heads, dim_head, encoder_blocks, ff_mult, order="spatial_first", **sizes)
+        self.quantizer = quantizer(dim=dim)
+        self.decoder = STTransformer(dim, heads, dim_head, decoder_blocks, ff_mult, order="temporal_first", **sizes)
+        self.to_pixels = PixelHead(channels, patch_size, dim)
+        self.codebook_size = self.quantizer.codebook_size
+        self.code_dim = self.quantizer.code_dim
+
+    def forward(self, clip: Clip, step: int) -> StepOutput:
+        bias = self.spatial_bias(self.grid)
+        quantized = self.quantizer(self._features(clip.frames, bias))
+        frames = self._draw(quantized.vectors, bias)
+        reconstruction = self.reconstruction_loss(frames.float(), clip.frames)
+        loss = reconstruction + quantized.loss
+        counts = torch.bincount(quantized.indices.flatten(), minlength=self.codebook_size).float()
+        logs = {
+            "reconstruction": reconstruction.detach(),
+            "quantizer": quantized.loss.detach(),
+            "codes_used": perplexity(counts),
+        }
+        return StepOutput(loss, logs)
+
+    def encode(self, frames: Tensor) -> Tensor:
+        return self.quantizer.indices(self._features(frames, self.spatial_bias(self.grid)))
+
+    def codebook(self) -> Tensor:
+        return self.quantizer.codebook()
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """(B, T, h, w) -> (B, T, C, H, W), unclamped: metrics, pictures and players clamp."""
+        vectors = self.quantizer.project_out(F.embedding(tokens, self.codebook()))
+        return self._draw(vectors, self.spatial_bias(self.grid))
+
+    def _features(self, frames: Tensor, bias: Tensor) -> Tensor:
+        assert frames.is_floating_point(), f"frames must be float in [0, 1], got {frames.dtype}"
+        if tuple(frames.shape[-2:]) != self.image_size:
+            h, w = self.image_size
+            raise ValueError(
+                f"frames are {frames.shape[-2]}x{frames.shape[-1]}, the tokenizer expects {h}x{w}: "
+                "choose another train.dataset_name (eval.dataset_name) or a tokenizer trained at that size"
+            )
+        return self.encoder(self.patch_embedding(frames), bias)
+
+    def _draw(self, vectors: Tensor, bias: Tensor) -> Tensor:
+        return self.to_pixels(self.decoder(vectors, bias))

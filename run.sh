@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Set up what is needed (once) and run.
+#
+#   bash run.sh --config=NAME.yaml [--mode=MODE] [--num_processes=N] [--key.sub=value ...]
+#
+#   --config=NAME.yaml      an entry of configs/ or the path of a yaml of your own; tokenizer.yaml without this
+#   --mode=MODE             train | eval; pipeline is the mode of quickstart.yaml;
+#                           test runs pytest and hands it the other arguments
+#   --num_processes=N       processes in all: one per GPU, or any number on CPU
+#   --key.sub=value         any key of the config; of repeated keys the last counts
+#   --group=option          another file of a group, such as --tokenizer=small
+#   --help, --list          the keys of a config; all configs and group options
+#   --num_machines=M --machine_rank=R --main_process_ip=IP --main_process_port=P
+#                           several machines; N counts the processes of all of them
+#   --accelerate_config=F   a file of `accelerate config`, which then decides how processes start
+#
+# scripts/environment.sh says how to keep your own Python, torch or package index.
+
+set -eo pipefail
+fail() { echo "error: $*" >&2; exit 2; }
+
+arguments=() malformed=() mode="" asks="" num_machines=1 machine_rank=0
+while (($#)); do
+  name=${1%%=*} value=${1#*=}
+  case $1 in
+    --num_processes=* | --num_machines=* | --machine_rank=* | --main_process_ip=* | --main_process_port=* | --accelerate_config=*)
+      printf -v "${name#--}" %s "$value" ;;
+    --mode=test) mode=test ;;
+    --config=*) arguments+=("--config=$([[ -f $value ]] && realpath "$value" || echo "$value")") ;;
+    --help | -h | --list) asks=$1; arguments+=("$1") ;;
+    --[!-]*=*) arguments+=("$1") ;;
+    *) malformed+=("$1"); arguments+=("$1") ;;
+  esac
+  shift
+done
+cd "$(dirname "${BASH_SOURCE[0]}")"
+source scripts/environment.sh
+
+if [[ $mode == test ]]; then
+  set_up_environment
+  exec "$python" -m pytest "${arguments[@]}"
+fi
+if ((${#malformed[@]})); then
+  fail "'${malformed[*]}' is not understood; write $(with_equals_sign "${malformed[@]}")"
+fi
+set_up_environment
+choose_launcher
+exec "${launcher[@]}" -m training.main "${arguments[@]}"

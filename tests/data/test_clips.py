@@ -1,0 +1,171 @@
+import itertools
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from data.clips import ClipDataset, evaluation_clips, hash64, shuffled, training_batches
+from tests.data.recorded import HEIGHT, WIDTH, make_dataset
+
+LENGTHS = [5, 9, 1, 7, 12, 3, 4]
+
+
+@pytest.fixture
+def root(tmp_path):
+    make_dataset(tmp_path, "toy", LENGTHS)
+    return tmp_path
+
+
+@pytest.fixture
+def dataset(root):
+    return ClipDataset(root, "toy", "train", 4)
+
+
+def windows_of(clip) -> list[tuple[int, int]]:
+    """(level, first frame) of each row, from the pixels."""
+    return [tuple(row) for row in clip.frames[:, 0, :2, 0, 0].tolist()]
+
+
+def take(batches, count):
+    return list(itertools.islice(batches, count))
+
+
+@pytest.mark.parametrize("num_frames, frame_skip, seq_step", [(1, 1, 1), (4, 1, 1), (4, 1, 3), (3, 2, 1), (3, 4, 2)])
+def test_windows_are_all_that_fit_into_an_episode_the_last_included(root, num_frames, frame_skip, seq_step):
+    dataset = ClipDataset(root, "toy", "train", num_frames, frame_skip=frame_skip, seq_step=seq_step)
+    span = (num_frames - 1) * frame_skip + 1
+    expected = [
+        (level, start) for level, length in enumerate(LENGTHS) for start in range(0, length - span + 1, seq_step)
+    ]
+    assert len(dataset) == len(expected)
+    assert [dataset.locate(index) for index in range(len(dataset))] == expected
+    for index, (level, start) in enumerate(expected):
+        clip = dataset[index]
+        times = torch.arange(start, start + span, frame_skip)
+        assert clip.frames.shape == (num_frames, 3, HEIGHT, WIDTH) and clip.frames.dtype == torch.uint8
+        assert (clip.frames[:, 0] == level).all() and (clip.frames[:, 1, 2, 3] == times).all()
+        assert clip.actions.tolist() == [(level + time) % 7 for time in times.tolist()[:-1]]
+        assert dataset.level_seed(index) == level
+
+
+def test_a_window_beyond_the_end_is_an_index_error(dataset):
+    with pytest.raises(IndexError):
+        dataset[len(dataset)]
+
+
+def test_frames_become_floats_between_0_and_1_when_they_reach_the_device(dataset):
+    clip = dataset.batch(np.array([0, 9]))
+    moved = clip.to("cpu")
+    assert moved.frames.dtype == torch.float32 and moved.frames.is_contiguous()
+    assert torch.equal((moved.frames * 255).round().to(torch.uint8), clip.frames)
+    assert torch.equal(moved.to("cpu").frames, moved.frames)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 17, 256, 1000])
+def test_every_window_comes_once_per_epoch_and_each_epoch_in_another_order(size):
+    order = shuffled(np.arange(3 * size, dtype=np.uint64), size, seed=5).reshape(3, size)
+    assert (np.sort(order) == np.arange(size)).all()
+    if size > 3:
+        assert not (order[0] == order[1]).all() and not (order[0] == np.arange(size)).all()
+
+
+def test_orders_of_a_small_dataset_are_all_about_equally_frequent():
+    orders = np.stack([shuffled(np.arange(4, dtype=np.uint64), 4, seed) for seed in range(2400)])
+    _, counts = np.unique(orders, axis=0, return_counts=True)
+    assert len(counts) == 24 and counts.min() > 60 and counts.max() < 140
+
+
+def test_seeds_of_clips_are_distinct_and_not_negative():
+    seeds = np.concatenate([hash64(seed, np.arange(1000, dtype=np.uint64)) for seed in (0, 1, -1)])
+    assert (seeds >= 0).all() and len(np.unique(seeds)) == 3000
+
+
+def test_an_epoch_of_batches_shows_every_window_once(dataset):
+    assert len(dataset) == 22
+    batches = take(training_batches(dataset, batch_size=11, seed=3), 4)
+    seen = [window for clip in batches for window in windows_of(clip)]
+    every = sorted(dataset.locate(index) for index in range(len(dataset)))
+    assert sorted(seen[:22]) == every and sorted(seen[22:]) == every
+
+
+@pytest.mark.parametrize("clips_consumed", [0, 12])
+def test_ranks_together_show_what_one_process_shows_on_the_joint_batch(dataset, clips_consumed):
+    joint = training_batches(dataset, batch_size=6, seed=1, clips_consumed=clips_consumed)
+    ranks = [
+        training_batches(dataset, batch_size=2, seed=1, clips_consumed=clips_consumed, rank=rank, world_size=3)
+        for rank in range(3)
+    ]
+    for whole, *parts in zip(take(joint, 7), *(take(rank, 7) for rank in ranks), strict=True):
+        for field in ("frames", "actions", "seeds"):
+            assert torch.equal(getattr(whole, field), torch.cat([getattr(part, field) for part in parts]))
+
+
+def test_a_resumed_stream_goes_on_like_the_unbroken_one(dataset):
+    unbroken = take(training_batches(dataset, batch_size=4, seed=2), 12)
+    resumed = take(training_batches(dataset, batch_size=4, seed=2, clips_consumed=5 * 4), 7)
+    for one, other in zip(unbroken[5:], resumed, strict=True):
+        assert torch.equal(one.frames, other.frames) and torch.equal(one.seeds, other.seeds)
+
+
+def test_loader_processes_change_nothing_and_leave_the_global_generator_alone(dataset):
+    alone = take(training_batches(dataset, batch_size=4, seed=2), 6)
+    state = torch.get_rng_state()
+    helped = take(training_batches(dataset, batch_size=4, seed=2, num_workers=2), 6)
+    assert torch.equal(state, torch.get_rng_state())
+    for one, other in zip(alone, helped, strict=True):
+        assert torch.equal(one.frames, other.frames) and torch.equal(one.actions, other.actions)
+        assert torch.equal(one.seeds, other.seeds)
+
+
+def test_another_seed_gives_another_order(dataset):
+    first, second = (windows_of(next(training_batches(dataset, batch_size=20, seed=seed))) for seed in (0, 1))
+    assert first != second
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+def test_evaluation_shows_the_same_clips_once_each_whatever_the_number_of_processes(dataset, world_size):
+    expected = [
+        (window, seed)
+        for clip in evaluation_clips(dataset, batch_size=100, num_clips=11, seed=4)
+        for window, seed in zip(windows_of(clip), clip.seeds.tolist(), strict=True)
+    ]
+    assert len({window for window, _ in expected}) == 11
+    for rank in range(world_size):
+        clips = evaluation_clips(dataset, batch_size=2, num_clips=11, seed=4, rank=rank, world_size=world_size)
+        seen = [pair for clip in clips for pair in zip(windows_of(clip), clip.seeds.tolist(), strict=True)]
+        assert seen == expected[rank::world_size]
+
+
+@pytest.mark.parametrize("num_clips", [None, 1000])
+def test_evaluation_of_everything_shows_every_window_once(dataset, num_clips):
+    clips = evaluation_clips(dataset, batch_size=7, num_clips=num_clips, seed=0)
+    seen = [window for clip in clips for window in windows_of(clip)]
+    assert seen == [dataset.locate(index) for index in range(len(dataset))]
+
+
+def test_videos_without_actions_give_clips_without_actions(tmp_path):
+    make_dataset(tmp_path, "videos", LENGTHS, with_actions=False)
+    clip = next(training_batches(ClipDataset(tmp_path, "videos", "train", 4), batch_size=2, seed=0))
+    assert clip.actions is None and clip.to("cpu").actions is None and clip.frames.shape == (2, 4, 3, HEIGHT, WIDTH)
+
+
+def test_the_index_does_not_grow_with_the_number_of_clips(tmp_path):
+    make_dataset(tmp_path, "short", [10] * 4)
+    make_dataset(tmp_path, "long", [250] * 4)
+    sizes = [len(pickle.dumps(ClipDataset(tmp_path, name, "train", 4))) for name in ("short", "long")]
+    assert abs(sizes[0] - sizes[1]) < 50
+
+
+def test_episodes_too_short_for_a_window_say_which_key_to_lower(root):
+    with pytest.raises(ValueError, match=r"num_frames=13 at frame_skip=1 needs 13 frames, but the longest .* has 12"):
+        ClipDataset(root, "toy", "train", 13)
+    with pytest.raises(ValueError, match=r"num_frames=5 at frame_skip=3 needs 13 frames"):
+        ClipDataset(root, "toy", "train", 5, frame_skip=3)
+
+
+@pytest.mark.parametrize("key", ["num_frames", "frame_skip", "seq_step"])
+def test_sizes_below_one_are_refused_by_name(root, key):
+    sizes = {"num_frames": 4, key: 0}
+    with pytest.raises(ValueError, match=f"{key}=0 must be at least 1"):
+        ClipDataset(root, "toy", "train", **sizes)

@@ -1,0 +1,112 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from models.components.attention import COSINE_SCALE, Attention, PositionGenerator
+from models.components.masking import masked_share, refine, training_mask
+from models.components.positions import ContinuousPositionBias, alibi_slopes, causal_alibi
+from models.components.random import gumbel, uniform
+from models.interfaces import Sampling
+from tests.models.builders import settle
+
+
+@pytest.mark.parametrize("norm_keys", [False, True])
+def test_fused_attention_equals_the_written_out_formula(norm_keys):
+    torch.manual_seed(0)
+    layer = settle(Attention(12, heads=3, dim_head=4, norm_keys=norm_keys))
+    x, bias = torch.randn(2, 5, 12), torch.randn(3, 5, 5)
+    normed = layer.norm(x)
+    q = layer.to_q(normed).view(2, 5, 3, 4)
+    k, v = layer.to_kv(normed if norm_keys else x).view(2, 5, 2, 3, 4).unbind(2)
+    q = q / q.norm(dim=-1, keepdim=True) * layer.q_scale
+    k = k / k.norm(dim=-1, keepdim=True) * layer.k_scale
+    weights = (COSINE_SCALE * torch.einsum("bihd,bjhd->bhij", q, k) + bias).softmax(-1)
+    expected = layer.to_out(torch.einsum("bhij,bjhd->bihd", weights, v).flatten(2))
+    torch.testing.assert_close(layer(x, bias), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 5])
+def test_position_generator_equals_a_causally_padded_3d_convolution(num_frames):
+    torch.manual_seed(0)
+    layer = PositionGenerator(6)
+    x = torch.randn(2, num_frames, 4, 3, 6)
+    padded = F.pad(x.permute(0, 4, 1, 2, 3), (1, 1, 1, 1, 2, 0))
+    expected = layer.dsconv(padded).permute(0, 2, 3, 4, 1)
+    torch.testing.assert_close(layer(x), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_position_bias_depends_on_the_offset_alone_and_matches_its_formula():
+    torch.manual_seed(0)
+    bias_of = ContinuousPositionBias(8, heads=2)
+    bias = bias_of((3, 4)).view(2, 3, 4, 3, 4)
+    torch.testing.assert_close(bias[:, 0, 0, 1, 2], bias[:, 1, 1, 2, 3])
+    offset = torch.tensor([0.0 - 2, 1.0 - 0])  # query (0, 1), key (2, 0)
+    value = torch.sign(offset) * torch.log(1 + offset.abs())
+    for layer in bias_of.net:
+        value = layer(value)
+    torch.testing.assert_close(bias[:, 0, 1, 2, 0], value)
+
+
+def test_alibi_slopes_are_those_of_the_paper():
+    assert alibi_slopes(8) == [2.0**-i for i in range(1, 9)]
+    assert len(alibi_slopes(6)) == 6
+    mask = causal_alibi(3, 8)
+    assert mask[0, 2].tolist() == [-1.0, -0.5, 0.0]
+    assert mask[0, 0, 1] == -math.inf
+
+
+def test_random_numbers_belong_to_the_clip_not_to_the_batch():
+    seeds = torch.tensor([3, 2**62, 5])
+    together = uniform(seeds, (4, 1), (6,))
+    alone = torch.cat([uniform(seed[None], (4, 1), (6,)) for seed in seeds])
+    assert torch.equal(together, alone)
+    assert not torch.equal(together, uniform(seeds, (4, 2), (6,)))
+
+
+def test_random_numbers_are_uniform_and_uncorrelated():
+    numbers = uniform(torch.arange(100), (0,), (1000,))
+    assert numbers.min() > 0 and numbers.max() < 1
+    assert abs(numbers.mean() - 0.5) < 0.005 and abs(numbers.var() - 1 / 12) < 0.001
+    assert torch.corrcoef(numbers).triu(1).abs().max() < 0.15
+    noise = gumbel(torch.arange(100), (0,), (1000,))
+    assert abs(noise.mean() - 0.5772) < 0.01  # Euler's constant
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "arccos"])
+def test_masking_schedules_fall_from_one_to_zero(schedule):
+    shares = [masked_share(i / 10, schedule) for i in range(11)]
+    assert shares[0] == pytest.approx(1) and shares[-1] == pytest.approx(0, abs=1e-12)
+    assert all(a > b for a, b in zip(shares, shares[1:], strict=False))
+
+
+def test_training_masks_cover_the_asked_rates():
+    hidden = training_mask(torch.Size([2000, 40]), (0.5, 1.0), torch.arange(2000)).float().mean(1)
+    assert abs(hidden.mean() - 0.75) < 0.01 and hidden.min() < 0.55 and hidden.max() > 0.95
+    assert training_mask(torch.Size([3, 4]), (0.0, 0.0), torch.arange(3)).sum() == 0
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "arccos"])
+@pytest.mark.parametrize("noise", [0.0, 4.5])
+def test_refinement_keeps_what_it_accepted_and_ends_with_nothing_hidden(schedule, noise):
+    torch.manual_seed(0)
+    sampling = Sampling(steps=4, schedule=schedule, temperature=1.0, noise=noise)
+    seeds = torch.tensor([1, 2])
+    tokens, hidden = torch.zeros(2, 10, dtype=torch.long), torch.ones(2, 10, dtype=torch.bool)
+    for step in range(4):
+        before, open_before = tokens, hidden
+        tokens, hidden = refine(torch.randn(2, 10, 5), tokens, hidden, sampling, step, seeds, frame=1)
+        assert torch.equal(tokens[~open_before], before[~open_before])
+        assert (hidden & ~open_before).sum() == 0
+        assert (hidden.sum(1) < open_before.sum(1)).all()
+    assert hidden.sum() == 0
+
+
+def test_refinement_hides_the_least_sure_tokens_again():
+    logits = torch.zeros(1, 4, 3)
+    logits[0, :, 1] = torch.tensor([5.0, 1.0, 4.0, 2.0])
+    sampling = Sampling(steps=2, schedule="linear")
+    all_hidden = torch.ones(1, 4, dtype=torch.bool)
+    _, hidden = refine(logits, torch.zeros(1, 4).long(), all_hidden, sampling, 0, torch.tensor([0]), 1)
+    assert hidden.tolist() == [[False, True, False, True]]

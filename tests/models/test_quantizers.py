@@ -1,0 +1,81 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from models.components.quantizers import perplexity
+from tests.models.builders import QUANTIZERS
+
+
+@pytest.fixture(params=QUANTIZERS)
+def quantizer(request):
+    torch.manual_seed(0)
+    return QUANTIZERS[request.param](dim=16)
+
+
+def test_indices_are_in_range_and_the_same_in_training_and_encoding(quantizer):
+    x = torch.randn(4, 9, 16)
+    result = quantizer(x)
+    assert result.vectors.shape == x.shape
+    assert torch.equal(result.indices, quantizer.indices(x))
+    assert result.indices.min() >= 0 and result.indices.max() < quantizer.codebook_size
+
+
+def test_codebook_reproduces_the_quantised_vectors(quantizer):
+    x = torch.randn(4, 9, 16)
+    result = quantizer.eval()(x)
+    again = quantizer.project_out(F.embedding(result.indices, quantizer.codebook()))
+    torch.testing.assert_close(result.vectors, again)
+
+
+def test_gradients_pass_straight_through(quantizer):
+    x = torch.randn(4, 9, 16, requires_grad=True)
+    quantizer(x).vectors.square().sum().backward()
+    assert x.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", ["vq", "vq-revived"])
+def test_vector_quantizer_takes_the_code_a_brute_force_search_takes(name):
+    torch.manual_seed(1)
+    quantizer = QUANTIZERS[name](dim=16)
+    x = torch.randn(50, 16)
+    z = F.normalize(quantizer.project_in(x), dim=-1)
+    scores = (z @ quantizer.codebook().T).tolist()
+    best = [max(range(12), key=row.__getitem__) for row in scores]
+    assert quantizer.indices(x).tolist() == best
+
+
+def test_vector_quantizer_loss_is_the_papers_and_zero_in_eval_mode():
+    torch.manual_seed(1)
+    quantizer = QUANTIZERS["vq"](dim=16)
+    x = torch.randn(6, 16)
+    z = F.normalize(quantizer.project_in(x), dim=-1)
+    error = (z - quantizer.codebook()[quantizer.indices(x)]).square().mean()
+    torch.testing.assert_close(quantizer(x).loss, 1.25 * error)
+    assert quantizer.eval()(x).loss == 0
+
+
+def test_codes_that_nobody_chose_move_to_vectors_of_the_batch():
+    torch.manual_seed(1)
+    quantizer = QUANTIZERS["vq-revived"](dim=16)
+    x = torch.randn(1, 16).expand(20, 16)  # one vector can use one code only
+    for _ in range(2):
+        quantizer(x)
+    away = quantizer.codebook().detach().clone()
+    quantizer(x)
+    moved = (quantizer.codebook() != away).any(dim=1)
+    assert moved.sum() == 11
+    z = F.normalize(quantizer.project_in(x[0]), dim=-1)
+    torch.testing.assert_close(quantizer.codebook()[moved], z.expand(11, -1))
+
+
+def test_finite_scalar_codes_are_a_lattice_that_indices_enumerate():
+    quantizer = QUANTIZERS["fsq"](dim=16)
+    codebook = quantizer.codebook()
+    assert codebook.unique(dim=0).shape == (12, 2)
+    assert torch.equal(quantizer._index((codebook * (quantizer.levels // 2)).round()), torch.arange(12))
+    assert codebook.abs().max() == 1
+
+
+def test_perplexity_counts_the_codes_in_use():
+    assert perplexity(torch.tensor([5.0, 5.0, 5.0, 0.0])) == pytest.approx(3)
+    assert perplexity(torch.tensor([9.0, 0.0])) == pytest.approx(1)

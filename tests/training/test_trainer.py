@@ -1,0 +1,248 @@
+"""One process: what training writes, how it ends, and that a resumed run is the run that was never stopped."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import nn
+
+from models.interfaces import StepOutput
+from training import checkpoint
+from training.trainer import Trainer, train
+
+from .workers import tiny
+from .workers.tiny import configure
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def run_folder(root: Path, kind: str, name: str) -> Path:
+    return root / "runs" / ("tokenizer" if kind == "noisy_line" else kind) / name
+
+
+def weights(root: Path, kind: str, name: str, step: int) -> dict[str, torch.Tensor]:
+    return load_file(run_folder(root, kind, name) / checkpoint.step_name(step) / checkpoint.WEIGHTS)
+
+
+def assert_same(first: dict, second: dict) -> None:
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+def start(root: Path, kind: str, *words: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.training.workers.run", str(root), kind, *words],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
+    )
+
+
+def wait_for_step(folder: Path, process: subprocess.Popen, step: int) -> None:
+    """Until the run has saved that step."""
+    deadline = time.monotonic() + 60
+    while not any(checkpoint.step_of(path) >= step for path in checkpoint.list_steps(folder)):
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
+def test_resume_equals_an_unbroken_run(tmp_path, kind, ema_decay):
+    common = {"train__ema_decay": ema_decay, "train__grad_accum": 2, "train__num_train_steps": 5}
+    common |= {"optimizer__kind": "cosine", "train__validate_every": 2}
+    train(configure(kind, tmp_path, name="unbroken", **common))
+    torch.manual_seed(99)  # what else the process does must not matter
+    train(configure(kind, tmp_path, name="resumed", **common, train__save_model_every=3))
+    folder = run_folder(tmp_path, kind, "resumed")
+    for path in (folder / "step-00000005").iterdir():
+        path.unlink()
+    (folder / "step-00000005").rmdir()
+    torch.manual_seed(7)
+    train(configure(kind, tmp_path, name="resumed", **common, train__resume_ckpt="auto"))
+
+    assert_same(weights(tmp_path, kind, "unbroken", 5), weights(tmp_path, kind, "resumed", 5))
+    states = [
+        checkpoint.load_state(run_folder(tmp_path, kind, name) / "step-00000005") for name in ("unbroken", "resumed")
+    ]
+    moments = [state["optimizers"]["model"]["state"] for state in states]
+    for number, moment in moments[0].items():
+        assert_same(moment, moments[1][number])
+    assert states[0]["best"] == states[1]["best"]
+    losses = [
+        [line for line in map(json.loads, (run_folder(tmp_path, kind, name) / "logs/metrics.jsonl").open())]
+        for name in ("unbroken", "resumed")
+    ]
+    key = "train/loss"
+    assert [(x["step"], x[key]) for x in losses[0] if key in x] == [(x["step"], x[key]) for x in losses[1] if key in x]
+
+
+def test_a_run_killed_at_any_moment_and_resumed_equals_an_unbroken_run(tmp_path):
+    words = ["train__num_train_steps=12", "train__save_model_every=3", "train__ema_decay=0.9", "train__keep_last=2"]
+    assert start(tmp_path, "noisy_line", *words, "name=unbroken").wait() == 0
+    words += ["name=killed", "train__resume_ckpt=auto"]
+    folder = run_folder(tmp_path, "noisy_line", "killed")
+    process = start(tmp_path, "noisy_line", *words, "slow=0.1")
+    wait_for_step(folder, process, 3)
+    time.sleep(random.uniform(0, 0.5))
+    process.kill()
+    process.communicate()
+    reached = checkpoint.list_steps(folder)[-1]
+    assert 3 <= checkpoint.step_of(reached) < 12
+    process = start(tmp_path, "noisy_line", *words)
+    output, _ = process.communicate()
+    assert process.returncode == 0 and f"from step {checkpoint.step_of(reached)}" in output, output
+    assert_same(weights(tmp_path, "noisy_line", "unbroken", 12), weights(tmp_path, "noisy_line", "killed", 12))
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_a_signal_saves_and_says_how_to_go_on(tmp_path, number, exit_code):
+    process = start(tmp_path, "noisy_line", "train__num_train_steps=1000", "train__save_model_every=3", "slow=0.05")
+    folder = run_folder(tmp_path, "noisy_line", "tokenizer")
+    wait_for_step(folder, process, 3)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == exit_code, output
+    assert "Traceback" not in output
+    last = output.strip().splitlines()[-1]
+    assert "--train.resume_ckpt=auto" in last and str(checkpoint.list_steps(folder)[-1]) in last
+
+
+def test_accumulated_micro_batches_are_one_big_batch(tmp_path):
+    train(configure("tokenizer", tmp_path, name="big", train__batch_size=6, optimizer__max_grad_norm=0.1))
+    train(
+        configure(
+            "tokenizer",
+            tmp_path,
+            name="accumulated",
+            train__batch_size=2,
+            train__grad_accum=3,
+            optimizer__max_grad_norm=0.1,
+        )
+    )
+    big, accumulated = (weights(tmp_path, "tokenizer", name, 4) for name in ("big", "accumulated"))
+    for name, value in big.items():
+        torch.testing.assert_close(accumulated[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_a_training_writes_what_the_design_says(tmp_path, capsys):
+    tokenizer = tiny.tiny_tokenizer(tmp_path)
+    train(configure("genie_redux_guided", tmp_path, train__validate_every=2, train__logger="tensorboard"))
+    folder = run_folder(tmp_path, "genie_redux_guided", "genie_redux_guided")
+    step = folder / (folder / "latest").read_text().strip()
+    assert sorted(path.name for path in step.iterdir()) == ["model.safetensors", "trainer.pt"]
+    assert (folder / "tokenizer.safetensors").read_bytes() == tokenizer.read_bytes()
+    assert not [name for name in load_file(step / "model.safetensors") if name.startswith("tokenizer.")]
+    assert (folder / "config.yaml").exists() and list((folder / "logs" / "tensorboard").iterdir())
+    with Image.open(folder / "samples" / "step-00000002" / "dream.gif") as gif:
+        assert gif.n_frames == 4
+    lines = [json.loads(line) for line in (folder / "logs" / "metrics.jsonl").open()]
+    trained = [line for line in lines if "train/loss" in line]
+    assert [line["step"] for line in trained] == [1, 2, 3, 4]
+    assert {"seconds", "train/lr", "train/grad_norm", "train/frames_per_second", "train/data_wait_share"} <= set(
+        trained[0]
+    )
+    assert [line["step"] for line in lines if "validation/loss" in line] == [2, 4]
+    output = capsys.readouterr().out
+    assert "parameters" in output and "2 clips x 1 accumulated x 1 process(es) = 2 clips a step" in output
+    assert output.strip().splitlines()[-1].startswith("best validation loss")
+    assert f"--mode=eval --eval.model_fpath={step}" in output
+
+
+def test_with_a_moving_average_the_weight_file_holds_it_and_the_state_the_weights(tmp_path):
+    run = Trainer(configure("noisy_line", tmp_path, train__ema_decay=0.9))
+    run.run()
+    saved = weights(tmp_path, "noisy_line", "tokenizer", 4)
+    state = checkpoint.load_state(run_folder(tmp_path, "noisy_line", "tokenizer") / "step-00000004")
+    for name, value in run.state.weights.items():
+        assert torch.equal(saved[name], run.state.ema.average[name])
+        assert torch.equal(state["weights"][name], value)
+        assert not torch.equal(saved[name], value)
+
+
+def test_the_time_budget_ends_a_training_and_its_schedule(tmp_path):
+    run = Trainer(configure("noisy_line", tmp_path, train__num_train_steps=10**9, train__max_train_seconds=0.5))
+    run.run()
+    assert 0.5 <= run.state.elapsed < 5 and run.progress == 1
+    lr = run.state.parts["model"].schedule
+    lr.apply(run.state.step, run.progress)
+    assert lr.lr == pytest.approx(0.01 * 0.5)
+
+
+def test_a_finished_run_says_so_and_writes_nothing(tmp_path, capsys):
+    train(configure("noisy_line", tmp_path))
+    folder = run_folder(tmp_path, "noisy_line", "tokenizer")
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    capsys.readouterr()
+    train(configure("noisy_line", tmp_path, train__resume_ckpt="auto"))
+    assert "is finished at step 4, nothing to do" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_a_finished_run_goes_on_when_it_is_extended(tmp_path):
+    train(configure("noisy_line", tmp_path))
+    train(configure("noisy_line", tmp_path, train__resume_ckpt="auto", train__num_train_steps=6))
+    assert [checkpoint.step_of(path) for path in checkpoint.list_steps(run_folder(tmp_path, "noisy_line", "tokenizer"))] == [4, 6]  # fmt: skip
+
+
+def test_a_fresh_run_never_overwrites_one(tmp_path):
+    train(configure("noisy_line", tmp_path))
+    with pytest.raises(ValueError, match="already holds a run"):
+        train(configure("noisy_line", tmp_path))
+
+
+class Exploding(nn.Module):
+    """Its loss is infinite from the third step on."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, clip, step):
+        return StepOutput(self.weight * (torch.inf if step >= 2 else 1.0), {})
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path):
+    cfg = configure("noisy_line", tmp_path, train__save_model_every=1)
+    cfg.network = {"_target_": f"{__name__}.Exploding"}
+    run = Trainer(cfg)
+    with pytest.raises(ValueError, match="not finite at step 2"):
+        run.run()
+    assert torch.isfinite(run.state.model.weight) and run.state.step == 2
+    assert checkpoint.step_of(checkpoint.list_steps(run.run_dpath)[-1]) == 2
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_one_clip_can_be_learned(tmp_path, optimizer):
+    cfg = configure("tokenizer", tmp_path, optimizer=optimizer, train__num_train_steps=40, train__batch_size=1)
+    run = Trainer(cfg)
+    clip = run.dataset[0]._replace(seeds=torch.tensor(0))
+    clip = type(clip)(*(None if part is None else part[None] for part in clip)).to("cpu")
+    before = run.state.model(clip, 0).loss.item()
+    run.objective = lambda parts, _, step: iter([("model", parts["model"].module(clip, step))])
+    run.run()
+    assert run.state.model(clip, 0).loss.item() < 0.7 * before
+
+
+def test_a_dataset_of_another_frame_size_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match=r"frames 16x16, but the model expects 32x32; .*data.image_size"):
+        train(configure("tokenizer", tmp_path, data__image_size="[32,32]"))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_more_actions_than_the_model_knows_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"has 3 actions, but the model 2; set data.num_actions=3"):
+        train(configure("genie_redux_guided", tmp_path, data__num_actions=2))

@@ -1,0 +1,57 @@
+"""Started by torchrun in a test: `… two_processes ROOT KIND … [key__sub=value …]`.
+
+Trains each kind under its own name and writes every rank's weights; `one_bad_rank` lets rank 1's loss go astray.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from accelerate.state import AcceleratorState, GradientState
+
+from tests.training.workers.tiny import configure
+from training.objectives import MODEL, one_loss
+from training.trainer import Trainer
+
+
+def train_kind(root: Path, kind: str, settings: dict[str, str]) -> None:
+    run = Trainer(configure(kind, root, name=kind, **settings))
+    run.accelerator.end_training = lambda: None  # it would close the process group that the next kind needs
+    run.run()
+    torch.save(dict(run.state.weights), root / f"{kind}-rank{run.accelerator.process_index}.pt")
+    AcceleratorState._reset_state()
+    GradientState._reset_state()
+
+
+def train_with_one_bad_rank(root: Path) -> None:
+    def objective(parts, clip, step):
+        for name, output in one_loss(parts, clip, step):
+            is_bad = step == 1 and PartialState().process_index == 1
+            yield name, output._replace(loss=output.loss * (torch.nan if is_bad else 1))
+
+    run = Trainer(configure("noisy_line", root), objective)
+    before = None
+    try:
+        run.run()
+    except ValueError as error:
+        before = error
+    assert run.state.step == 1 and all(torch.isfinite(value).all() for value in run.state.weights.values())
+    print(f"stopped rank {os.environ['RANK']}: {before}", flush=True)
+    assert MODEL in run.state.parts
+    sys.exit(3)
+
+
+def main(root: str, *words: str) -> None:
+    kinds = [word for word in words if "=" not in word]
+    settings = dict(word.split("=", 1) for word in words if "=" in word)
+    if kinds == ["one_bad_rank"]:
+        train_with_one_bad_rank(Path(root))
+    for kind in kinds:
+        train_kind(Path(root), kind, settings)
+    PartialState().destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,189 @@
+"""Run folders and their step folders: found, written so that each is complete or invisible, and read back exactly.
+
+<save_root>/<model>/<name>/config.yaml  step-00001000/{model.safetensors, trainer.pt}  latest  logs/  samples/
+"""
+
+import os
+import random
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+
+WEIGHTS = "model.safetensors"
+STATE = "trainer.pt"
+LATEST = "latest"
+STEP_FOLDER = re.compile(r"step-(\d{8,})$")
+
+
+def step_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def step_of(step_dpath: Path) -> int:
+    return int(STEP_FOLDER.match(step_dpath.name)[1])
+
+
+def list_steps(run_dpath: Path) -> list[Path]:
+    """The complete step folders of a run, oldest first."""
+    if not run_dpath.is_dir():
+        return []
+    return sorted((path for path in run_dpath.iterdir() if STEP_FOLDER.match(path.name)), key=step_of)
+
+
+def find_start(run_dpath: Path, resume_ckpt: str | None) -> Path | None:
+    """The step folder to go on from, or None for a new run.
+
+    resume_ckpt: None (a new run: the folder must be empty), "auto" (the newest step if there is one), or the path of a
+    run or step folder. Raises ValueError or FileNotFoundError before anything is written.
+    """
+    steps = list_steps(run_dpath)
+    if resume_ckpt is None:
+        if run_dpath.is_dir() and any(run_dpath.iterdir()):
+            raise ValueError(
+                f"{run_dpath} already holds a run; go on with --train.resume_ckpt=auto or start another with --name="
+            )
+        return None
+    if resume_ckpt == "auto":
+        return steps[-1] if steps else None
+    start = _named_step(Path(resume_ckpt))
+    if start.parent.resolve() == run_dpath.resolve():
+        if step_of(steps[-1]) > step_of(start):
+            raise ValueError(
+                f"{run_dpath} already goes on to step {step_of(steps[-1])}, after {start.name}; "
+                "branch off into another run with --name="
+            )
+    elif run_dpath.is_dir() and any(run_dpath.iterdir()):
+        raise ValueError(f"{run_dpath} already holds another run than {start}; choose another --name=")
+    return start
+
+
+def _named_step(path: Path) -> Path:
+    if STEP_FOLDER.match(path.name) and path.is_dir():
+        return path
+    steps = list_steps(path)
+    if not steps:
+        raise FileNotFoundError(
+            f"train.resume_ckpt={path} is neither a step folder nor a run folder with one; "
+            "expected auto, null or such a path"
+        )
+    return steps[-1]
+
+
+def save(
+    run_dpath: Path, step: int, write_weights: Callable[[Path], None], state: dict[str, Any], keep_last: int | None
+) -> Path:
+    """Write a step folder, point `latest` at it and remove the oldest beyond `keep_last`. Returns the folder.
+
+    write_weights: gets the path of the weight file. state: tensors, numbers, texts and containers of them. Whatever
+    happens on the way, a folder with a step's name is complete. Raises ValueError naming the file if writing fails.
+    """
+    target = run_dpath / step_name(step)
+    if target.exists():  # the step that this run started from: the state is the same
+        return target
+    partial = run_dpath / f".{target.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    fpath = partial / WEIGHTS
+    try:
+        partial.mkdir(parents=True)
+        write_weights(fpath)
+        fpath = partial / STATE
+        with open(fpath, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        _sync_folder(partial)
+        os.rename(partial, target)
+        _sync_folder(run_dpath)
+        write_text(run_dpath / LATEST, target.name + "\n")
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"could not write {target / fpath.name} ({reason}); free disk space or set train.save_root_dpath, "
+            "then go on with --train.resume_ckpt=auto"
+        ) from error
+    _remove_old(run_dpath, keep_last)
+    return target
+
+
+def _remove_old(run_dpath: Path, keep_last: int | None) -> None:
+    if keep_last is None:
+        return
+    for old in list_steps(run_dpath)[:-keep_last]:
+        doomed = old.with_name(f".{old.name}.removed")  # first out of sight: a half removed step must not be found
+        os.rename(old, doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def clean(run_dpath: Path) -> None:
+    """Remove what a killed process left half written or half removed."""
+    for pattern in (".step-*.partial", ".step-*.removed"):
+        for path in run_dpath.glob(pattern):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def load_state(step_dpath: Path) -> dict[str, Any]:
+    """The trainer's state of a step folder, on the CPU. Raises one line naming the file if it is missing or damaged."""
+    fpath = step_dpath / STATE
+    if not fpath.is_file():
+        raise FileNotFoundError(f"{fpath} is missing, so {step_dpath} cannot be resumed; use it as --train.init_fpath=")
+    try:
+        return torch.load(fpath, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen kinds for a damaged file
+        raise ValueError(
+            f"{fpath} is truncated or damaged ({fpath.stat().st_size} bytes); delete {step_dpath} to go on from the "
+            "checkpoint before it"
+        ) from error
+
+
+def write_text(fpath: Path, text: str) -> None:
+    """Write a small file atomically."""
+    partial = fpath.with_name(f".{fpath.name}.partial")
+    with open(partial, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, fpath)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file atomically, once."""
+    if not target.exists():
+        partial = target.with_name(f".{target.name}.partial")
+        shutil.copyfile(source, partial)
+        os.replace(partial, target)
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every random generator of this process, in types that `weights_only` reads back."""
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    version, keys, gauss = state["python"]
+    random.setstate((version, tuple(keys), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

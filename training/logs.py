@@ -1,0 +1,202 @@
+"""What a person sees of a training: banner, progress, scalars on disk and in TensorBoard or Weights & Biases."""
+
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+from training import checkpoint
+from training.settings import TrainSettings
+
+LINE_SECONDS = 10.0  # between progress lines where there is no terminal
+METRICS = "metrics.jsonl"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 45 s, 3 min 20 s, 2 h 05 min, 3 d 04 h."""
+    seconds = round(seconds)
+    for unit, size, below, size_below in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
+        if seconds >= size:
+            return f"{seconds // size} {unit} {seconds % size // size_below:02d} {below}"
+    return f"{seconds} s"
+
+
+class Averages:
+    """Means of scalars since the last reading, summed on the device so that adding never waits for it."""
+
+    def __init__(self):
+        self.sums: dict[str, Tensor] = {}
+        self.counts: Counter[str] = Counter()
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        for name, value in values.items():
+            value = value.detach().float().mean()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+            self.counts[name] += 1
+
+    def read(self, accelerator: Accelerator | None = None) -> dict[str, float]:
+        """The means; with an accelerator over all processes, which must then all call this. Waits for the device."""
+        if not self.sums:
+            return {}
+        names = sorted(self.sums)
+        means = torch.stack([self.sums[name] / self.counts[name] for name in names])
+        if accelerator is not None:
+            means = accelerator.reduce(means, "mean")
+        return dict(zip(names, means.tolist(), strict=True))
+
+
+class Stretch:
+    """Where the time since the last reading went: steps, waiting for data; validation and saving are taken out."""
+
+    def __init__(self):
+        self.steps = 0
+        self.waited = 0.0
+        self._began = time.perf_counter()
+        self._paused = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._began - self._paused
+
+    @property
+    def wait_share(self) -> float:
+        return self.waited / self.seconds
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - began
+
+    @contextmanager
+    def pausing(self) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self._paused += time.perf_counter() - began
+
+
+class RunLog:
+    """Scalars by step into `logs/metrics.jsonl` and the chosen logger. Only the main process makes one.
+
+    A resumed run passes the step it goes on from and the id it had: later lines of a killed run are taken back.
+    """
+
+    def __init__(self, run_dpath: Path, settings: TrainSettings, config: dict, *, step: int, run_id: str | None):
+        self.run_id = run_id
+        self.writer: Any = None
+        self.wandb: Any = None
+        folder = run_dpath / "logs"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.fpath = folder / METRICS
+        self._take_back(step)
+        if settings.logger == "tensorboard":
+            from torch.utils.tensorboard import SummaryWriter  # a second to import
+
+            self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+        elif settings.logger == "wandb":
+            self._start_wandb(settings, config)
+
+    def _take_back(self, step: int) -> None:
+        if self.fpath.exists():
+            lines = [line for line in self.fpath.read_text().splitlines() if line.endswith("}")]
+            kept = [line for line in lines if json.loads(line)["step"] <= step and step]
+            checkpoint.write_text(self.fpath, "".join(line + "\n" for line in kept))
+
+    def _start_wandb(self, settings: TrainSettings, config: dict) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise ValueError(
+                "train.logger=wandb needs the package wandb: pip install wandb, or --train.logger=tensorboard"
+            ) from error
+        os.makedirs(settings.wandb_dpath, exist_ok=True)
+        self.wandb = wandb.init(
+            project=settings.wandb_project,
+            name=settings.wandb_name,
+            dir=settings.wandb_dpath,
+            mode=settings.wandb_mode,
+            id=self.run_id,
+            resume="allow",
+            config=config,
+        )
+        self.run_id = self.wandb.id
+
+    def scalars(self, step: int, seconds: float, values: dict[str, float]) -> None:
+        """One line: the step, the seconds since the training began, and the values by their full names."""
+        with open(self.fpath, "a") as file:
+            file.write(json.dumps({"step": step, "seconds": round(seconds, 3), **values}) + "\n")
+        if self.writer is not None:
+            for name, value in values.items():
+                self.writer.add_scalar(name, value, step)
+        if self.wandb is not None:
+            self.wandb.log(values, step=step)
+
+    def pictures(self, step: int, fpaths: list[Path]) -> None:
+        if self.wandb is not None:
+            import wandb
+
+            self.wandb.log(
+                {f"samples/{fpath.stem}": wandb.Video(str(fpath), format="gif") for fpath in fpaths}, step=step
+            )
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
+        if self.wandb is not None:
+            self.wandb.finish()
+
+
+class Progress:
+    """A bar on a terminal, elsewhere a line every ten seconds at most; silent in all but the main process."""
+
+    def __init__(self, first_step: int, num_steps: int, *, shown: bool):
+        self.num_steps = num_steps
+        self.shown = shown
+        self.spoke_at = -LINE_SECONDS  # the first numbers are shown at once
+        self.bar = None
+        if shown and sys.stdout.isatty():
+            self.bar = tqdm(
+                total=num_steps, initial=first_step, unit="step", file=sys.stdout, dynamic_ncols=True, smoothing=0.05,
+                bar_format="{n_fmt}/{total_fmt} |{bar}| {postfix}",
+            )  # fmt: skip
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the main process would show numbers now; reading them makes the host wait for the device."""
+        pause = 1.0 if self.bar is not None else LINE_SECONDS
+        return self.shown and time.monotonic() - self.spoke_at >= pause
+
+    def step(self) -> None:
+        if self.bar is not None:
+            self.bar.update()
+
+    def show(self, step: int, *, loss: float, lr: float, frames_per_second: float, seconds_left: float) -> None:
+        """Show numbers if the last ones are old enough or these are the last."""
+        if not self.shown or (not self.is_due and step < self.num_steps):
+            return
+        self.spoke_at = time.monotonic()
+        numbers = f"loss {loss:.4f}  lr {lr:.2e}  {frames_per_second:,.0f} frames/s  {duration(seconds_left)} left"
+        if self.bar is not None:
+            self.bar.set_postfix_str(numbers)
+        else:
+            print(f"step {step}/{self.num_steps}  {numbers}", flush=True)
+
+    def say(self, text: str) -> None:
+        if self.bar is not None:
+            self.bar.write(text)
+        elif self.shown:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()

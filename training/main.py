@@ -1,0 +1,113 @@
+"""The one place that wires: from the command line to the mode that does the work.
+
+Nothing heavy is imported before the configuration is known to be good, so mistakes, `--help` and `--list` answer at
+once. An error that the user can mend ends in one line and exit code 2; LAMP_TRACEBACK=1 shows where it came from.
+"""
+
+import importlib
+import os
+import sys
+from pathlib import Path
+
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig
+
+from training import command_line
+from training.settings import EvalSettings, ScheduleSettings, TrainSettings
+
+# mode -> the function that does it, given the composed configuration
+WORK = {
+    "train": "training.trainer:train",
+    "eval": "training.evaluation:run",
+    "pipeline": "training.pipeline:run",
+}
+USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError)
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+def main(words: list[str]) -> int:
+    """Run one command; returns the exit code."""
+    try:
+        run(words)
+    except KeyboardInterrupt:
+        _tell("interrupted")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # `… --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (*USER_ERRORS, InstantiationException) as error:
+        cause = error.__cause__ if isinstance(error, InstantiationException) else error
+        if os.environ.get("LAMP_TRACEBACK") or not isinstance(cause, (*USER_ERRORS, TypeError, InstantiationException)):
+            raise
+        _tell("error: " + " ".join(str(cause).split()))
+        return EXIT_USER_ERROR
+    return 0
+
+
+def run(words: list[str]) -> None:
+    command = command_line.parse(words)
+    if command.wants_list:
+        from training import help
+
+        print(help.overview())
+        return
+    cfg = command_line.compose(command)
+    if command.wants_help:
+        from training import help
+
+        print(help.describe(command.config, cfg))
+        return
+    check(cfg)
+    if command.only_checks:
+        return
+    check_world_size()
+    if cfg.mode == "train":
+        use_default_tokenizer(cfg)
+    module, function = WORK[cfg.mode].split(":")
+    getattr(importlib.import_module(module), function)(cfg)
+
+
+def check(cfg: DictConfig) -> None:
+    """Raise ValueError for a value out of range or a mode that cannot be run, before any device is touched."""
+    if cfg.mode not in WORK:
+        raise ValueError(f"mode={cfg.mode} is not available yet; available are {', '.join(WORK)}, test")
+    if not isinstance(cfg.get("name"), str) or not cfg.name:
+        raise ValueError(f"name is {cfg.get('name')!r}, expected a text: it names the run folder")
+    if cfg.mode in ("train", "eval"):
+        for group in ("train", "eval", "optimizer", "model", "network"):
+            if group not in cfg:
+                raise ValueError(
+                    f"the config has no {group}; start it with defaults: [genie_redux, _self_] or another entry"
+                )
+        TrainSettings.from_config(cfg.train)
+        EvalSettings.from_config(cfg.eval)
+        ScheduleSettings.from_optimizer(cfg.optimizer)
+
+
+def check_world_size() -> None:
+    """Raise ValueError where the launcher started another number of processes than was asked for."""
+    asked, started = os.environ.get("LAMP_NUM_PROCESSES"), int(os.environ.get("WORLD_SIZE", 1))
+    if asked is not None and int(asked) != started:
+        raise ValueError(f"--num_processes={asked} was asked for, but {started} started; see scripts/environment.sh")
+
+
+def use_default_tokenizer(cfg: DictConfig) -> None:
+    """Point a world's training at the tokenizer that `--config=tokenizer.yaml` leaves behind, unless told otherwise."""
+    if "frozen_tokenizer" not in cfg or cfg.tokenizer_fpath is not None:
+        return
+    default = Path(cfg.train.save_root_dpath) / "tokenizer" / "tokenizer"
+    if not default.exists():
+        raise FileNotFoundError(
+            f"tokenizer_fpath is null and {default} does not exist; set --tokenizer_fpath=<run folder>, "
+            "or train a tokenizer with bash run.sh --config=tokenizer.yaml"
+        )
+    cfg.tokenizer_fpath = str(default)
+
+
+def _tell(message: str) -> None:
+    if command_line.rank() == 0:
+        print(message, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

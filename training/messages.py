@@ -1,0 +1,59 @@
+"""The sentences that a training says at its start and its end."""
+
+import signal
+from typing import TYPE_CHECKING
+
+import torch
+
+from training import checkpoint
+from training.logs import duration
+
+if TYPE_CHECKING:
+    from training.trainer import Trainer
+
+
+def opening(run: "Trainer") -> str:
+    """The start banner: what runs on what, how much of it, where it goes."""
+    settings, accelerator = run.settings, run.accelerator
+    on_gpu = accelerator.device.type == "cuda"
+    device = torch.cuda.get_device_name(accelerator.device) if on_gpu else f"CPU, {torch.get_num_threads()} threads"
+    precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
+    height, width = run.dataset.image_size
+    count = sum(parameter.numel() for parameter in run.state.weights.values())
+    length = f"{settings.num_train_steps:,} steps"
+    if settings.max_train_seconds is not None:
+        length += f", or {duration(settings.max_train_seconds)} if that ends first"
+    facts = {
+        "device": f"{device}, {precision}, {accelerator.num_processes} process(es)",
+        "parameters": f"{count:,} trainable",
+        "data": f"{settings.dataset_name}: {len(run.dataset):,} clips of {settings.num_frames} frames {height}x{width}",
+        "batch": f"{settings.batch_size} clips x {settings.grad_accum} accumulated x {accelerator.num_processes} "
+        f"process(es) = {run.clips_per_step} clips a step",
+        "length": f"{length}; the expected time follows after the first steps",
+        "run folder": str(run.run_dpath),
+    }
+    if run.state.step:
+        facts["going on"] = f"from step {run.state.step} of {run.start_dpath.parent}"
+    name_width = max(len(name) for name in facts)
+    lines = [f"  {name:<{name_width}}  {fact}" for name, fact in facts.items()]
+    return "\n".join([f"Training {run.cfg.model}", *lines])
+
+
+def nothing_to_do(run: "Trainer") -> str:
+    return (
+        f"{run.run_dpath} is finished at step {run.state.step}, nothing to do; "
+        "a larger --train.num_train_steps or --train.max_train_seconds goes on"
+    )
+
+
+def closing(run: "Trainer", signal_number: int) -> str:
+    """The last line: what was reached, where it is and the command to type next. signal_number: 0 at the end."""
+    state = run.state
+    command = f"bash run.sh --config={run.cfg.model}.yaml --name={run.cfg.name}"
+    saved = run.run_dpath / checkpoint.step_name(state.step)
+    if signal_number:
+        cause = "Ctrl-C" if signal_number == signal.SIGINT else "SIGTERM"
+        kept = f"saved {saved}" if state.step else "no step was finished"
+        return f"stopped by {cause} at step {state.step}; {kept}; go on with: {command} --train.resume_ckpt=auto"
+    best = "" if state.best is None else f"best validation loss {state.best[0]:.4f} at step {state.best[1]}; "
+    return f"{best}weights in {saved}; evaluate with: {command} --mode=eval --eval.model_fpath={saved}"

@@ -1,0 +1,240 @@
+"""Closed sets of settings: frozen dataclasses filled from the yaml groups, checked before any device is touched.
+
+The yaml is the only home of values, so no field has a default. Every error is one `ValueError` line that names the
+key, the value that came and what was expected.
+"""
+
+import math
+import types
+import typing
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+from omegaconf import DictConfig, OmegaConf
+
+INFERENCE_METHODS = ("one_go", "autoregressive")
+SCHEDULE_KINDS = ("cosine", "wsd", "constant")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One checked group of the configuration; `group` is its key in the config, and the prefix in error messages."""
+
+    group: ClassVar[str]
+
+    @classmethod
+    def from_config(cls, node: DictConfig | dict) -> typing.Self:
+        """Fill the fields from a config node such as `cfg.train`; unknown, missing and ill-typed keys raise."""
+        values = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else dict(node)
+        known = {field.name for field in fields(cls)}
+        for name in values.keys() - known:
+            raise ValueError(f"{cls.group}.{name} is not a setting; known are {', '.join(sorted(known))}")
+        for name in known - values.keys():
+            raise ValueError(f"{cls.group}.{name} is missing from the configuration")
+        return cls(**cls.normalise(values))
+
+    @classmethod
+    def normalise(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Values as the fields hold them; subclasses translate the spellings that people may use."""
+        return values
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not _has_type(value, hints[field.name]):
+                self.fail(field.name, _in_words(hints[field.name]))
+            if isinstance(value, int) and hints[field.name] in (float, float | None):
+                object.__setattr__(self, field.name, float(value))
+        self.check()
+
+    def check(self) -> None:
+        """Raise `ValueError` when a value is out of range."""
+
+    def fail(self, name: str, expected: str) -> typing.NoReturn:
+        value = getattr(self, name)
+        raise ValueError(f"{self.group}.{name} is {value!r}, expected {expected}")
+
+    def at_least(self, smallest: float, *names: str) -> None:
+        """Fail for each of the named settings that is set and is below `smallest`."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not value >= smallest:
+                self.fail(name, f"a value of at least {smallest}")
+
+    def above_zero(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                self.fail(name, "a value above 0")
+
+    def one_of(self, name: str, *choices: str | None) -> None:
+        if getattr(self, name) not in choices:
+            self.fail(name, "one of " + ", ".join("null" if choice is None else choice for choice in choices))
+
+
+@dataclass(frozen=True)
+class TrainSettings(Settings):
+    """What `configs/train/default.yaml` holds; the comments there say what each key means."""
+
+    group: ClassVar[str] = "train"
+
+    dataset_root_dpath: str
+    dataset_name: str
+    num_frames: int
+    frame_skip: int
+    seq_step: int
+    batch_size: int
+    grad_accum: int
+    num_workers: int
+    num_train_steps: int
+    max_train_seconds: float | None
+    mixed_precision: str | None
+    ema_decay: float | None
+    seed: int
+    log_every: int
+    validate_every: int
+    num_validation_clips: int
+    sample_num_frames: int
+    save_model_every: int
+    keep_last: int | None
+    save_root_dpath: str
+    resume_ckpt: str | None
+    init_fpath: str | None
+    logger: str
+    wandb_dpath: str
+    wandb_mode: str
+    wandb_project: str
+    wandb_name: str
+
+    @classmethod
+    def normalise(cls, values: dict[str, Any]) -> dict[str, Any]:
+        values = dict(values)
+        if values["resume_ckpt"] in (
+            "no",
+            "none",
+            "",
+            False,
+        ):  # "no": the reference; yaml reads it as false
+            values["resume_ckpt"] = None
+        if values["mixed_precision"] is False:
+            values["mixed_precision"] = "no"
+        if values["sample_num_frames"] is None and isinstance(values["num_frames"], int):
+            values["sample_num_frames"] = values["num_frames"] - 1
+        return values
+
+    def check(self) -> None:
+        self.at_least(2, "num_frames")
+        self.at_least(1, "frame_skip", "seq_step", "batch_size", "grad_accum", "num_train_steps", "log_every")
+        self.at_least(1, "validate_every", "num_validation_clips", "sample_num_frames", "save_model_every", "keep_last")
+        self.at_least(0, "num_workers", "seed")
+        self.above_zero("max_train_seconds")
+        if self.sample_num_frames >= self.num_frames:
+            self.fail("sample_num_frames", f"at most train.num_frames - 1 = {self.num_frames - 1} (one frame is given)")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            self.fail("ema_decay", "null or a value between 0 and 1, such as 0.999")
+        self.one_of("mixed_precision", None, "no", "bf16", "fp16")
+        self.one_of("logger", "tensorboard", "wandb", "none")
+        self.one_of("wandb_mode", "online", "offline", "disabled")
+        if self.resume_ckpt is not None and self.init_fpath is not None:
+            self.fail("init_fpath", "null when train.resume_ckpt is set (a run either goes on or starts from weights)")
+
+
+@dataclass(frozen=True)
+class EvalSettings(Settings):
+    """What `configs/eval/default.yaml` holds; the comments there say what each key means."""
+
+    group: ClassVar[str] = "eval"
+
+    dataset_root_dpath: str
+    dataset_name: str
+    split: str | None
+    allow_train: bool
+    model_fpath: str
+    model_name: str
+    batch_size: int
+    num_clips: int | None
+    num_frames: int
+    seq_step: int
+    seed: int
+    num_first_frames: int
+    sample_num_frames: int
+    inference_method: str
+    dream_length: int
+    inference_steps: int
+    sample_schedule: str
+    sample_temperature: float
+    sample_top_k: int | None
+    sample_noise: float
+    action_to_take: int
+    delta_psnr_horizon: int
+    num_random_actions: int
+    require: list[str]
+    weights_dir: str
+    num_samples: int
+    save_root_dpath: str
+
+    def check(self) -> None:
+        self.at_least(1, "batch_size", "num_clips", "seq_step", "num_first_frames", "sample_num_frames")
+        self.at_least(1, "dream_length", "inference_steps", "sample_top_k", "delta_psnr_horizon", "num_random_actions")
+        self.at_least(0, "seed", "sample_temperature", "sample_noise", "num_samples")
+        self.at_least(-1, "action_to_take")
+        self.one_of("split", None, "train", "validation", "test")
+        self.one_of("inference_method", *INFERENCE_METHODS)
+        if self.split == "train" and not self.allow_train:
+            self.fail("split", "validation or test, or eval.allow_train=true to measure on training levels knowingly")
+        if self.num_first_frames + self.sample_num_frames > self.num_frames:
+            self.fail(
+                "num_frames",
+                f"at least eval.num_first_frames + eval.sample_num_frames = "
+                f"{self.num_first_frames} + {self.sample_num_frames}",
+            )
+        if self.delta_psnr_horizon > self.sample_num_frames:
+            self.fail("delta_psnr_horizon", f"at most eval.sample_num_frames = {self.sample_num_frames}")
+
+
+@dataclass(frozen=True)
+class ScheduleSettings(Settings):
+    """The keys of the `optimizer` group that drive the learning rate and the clipping, not the optimizer itself."""
+
+    group: ClassVar[str] = "optimizer"
+
+    max_grad_norm: float | None
+    warmup_steps: int
+    min_lr_ratio: float
+    kind: str
+
+    @classmethod
+    def from_optimizer(cls, node: DictConfig) -> tuple[typing.Self, DictConfig]:
+        """Split `cfg.optimizer` into the schedule and the node that `hydra.utils.instantiate` makes an optimizer of."""
+        names = {field.name for field in fields(cls)}
+        values = OmegaConf.to_container(node, resolve=True)
+        schedule = cls.from_config({name: value for name, value in values.items() if name in names})
+        return schedule, OmegaConf.create({name: value for name, value in values.items() if name not in names})
+
+    def check(self) -> None:
+        self.above_zero("max_grad_norm")
+        self.at_least(0, "warmup_steps")
+        if not 0 <= self.min_lr_ratio <= 1:
+            self.fail("min_lr_ratio", "a value between 0 and 1")
+        self.one_of("kind", *SCHEDULE_KINDS)
+
+
+def _has_type(value: Any, hint: Any) -> bool:
+    """Whether a yaml value is of the field's type; whole numbers count as floats, booleans do not count as numbers."""
+    if isinstance(hint, types.UnionType):
+        return any(_has_type(value, option) for option in typing.get_args(hint))
+    if hint is types.NoneType:
+        return value is None
+    if typing.get_origin(hint) is list:
+        return isinstance(value, list) and all(_has_type(item, typing.get_args(hint)[0]) for item in value)
+    if hint in (int, float):
+        allowed = (int,) if hint is int else (int, float)
+        return isinstance(value, allowed) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, hint)
+
+
+def _in_words(hint: Any) -> str:
+    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", types.NoneType: "null"}
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return " or ".join(names.get(option, "a list of texts such as [fid]") for option in options)

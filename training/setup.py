@@ -1,0 +1,81 @@
+"""What a training is made of before its first step: the accelerator, the model, weights to start from."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import nn
+
+from data.clips import ClipDataset
+from models import pretrained
+from training.settings import TrainSettings
+
+
+def make_accelerator(settings: TrainSettings) -> Accelerator:
+    """Accelerate on whatever the launcher started. Mixed precision: as set, else bf16 on a GPU that has it."""
+    has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return Accelerator(
+        mixed_precision=settings.mixed_precision or ("bf16" if has_bf16 else "no"),
+        gradient_accumulation_steps=settings.grad_accum,
+        # Modules reduce their own batch statistics; broadcasting rank 0's buffers on every forward would undo that.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+    )
+
+
+def build_model(node: DictConfig) -> nn.Module:
+    """Instantiate a model node; a person's mistake comes out as the constructor said it, without Hydra's wrapping."""
+    try:
+        return instantiate(node, _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, (ValueError, FileNotFoundError)):
+            raise cause from None
+        raise ValueError(f"cannot build the model: {str(cause or error).splitlines()[0]}") from error
+
+
+def check_fit(model: nn.Module, dataset: ClipDataset, name: str) -> None:
+    """Raise ValueError where a model cannot be trained on a dataset: another frame size, unknown actions."""
+    size = getattr(model, "image_size", None)
+    if size is not None and tuple(size) != tuple(dataset.image_size):
+        raise ValueError(
+            f"train.dataset_name={name} has frames {_by(dataset.image_size)}, but the model expects {_by(size)}; "
+            "set data.image_size or train.dataset_name, for a world a tokenizer_fpath of that size"
+        )
+    if hasattr(model, "rollout") and not model.is_latent:
+        if not dataset.num_actions:
+            raise ValueError(f"train.dataset_name={name} has no recorded actions; train genie_redux, which learns them")
+        if dataset.num_actions > model.num_actions:
+            raise ValueError(
+                f"train.dataset_name={name} has {dataset.num_actions} actions, but the model {model.num_actions}; "
+                f"set data.num_actions={dataset.num_actions}"
+            )
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def load_weights(model: nn.Module, path: str | Path, config: dict[str, Any], key: str) -> None:
+    """Copy a weight file into a model that is built already.
+
+    key: the setting that named the path. Raises one line naming both models if the file holds another one.
+    """
+    fpath = pretrained.resolve_fpath(path)
+    header = pretrained.read_header(fpath)
+    held, wanted = describe(header["config"]), describe(config)
+    if held != wanted:
+        raise ValueError(
+            f"{key}={path} holds a {held}, but this run trains a {wanted}; set {key} to weights of a {wanted}"
+        )
+    pretrained.load_state(model, fpath)
+
+
+def describe(config: dict[str, Any]) -> str:
+    """A model's kind in words, from its config: the class, and for a world the class of its actions."""
+    name = config["_target_"].rsplit(".", 1)[-1]
+    actions = config.get("actions")
+    return name if actions is None else f"{name} with {actions['_target_'].rsplit('.', 1)[-1]}"

@@ -1,0 +1,312 @@
+"""The training loop: it knows parts, an objective and clips, but no kinds of models."""
+
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import set_seed
+from omegaconf import DictConfig, OmegaConf
+
+from data.clips import ClipDataset, training_batches
+from models import pretrained
+from training import checkpoint, messages, optimizers
+from training.logs import Averages, Progress, RunLog, Stretch, duration
+from training.objectives import MODEL, Objective, Part, one_loss
+from training.processes import Agreement, FiniteGuard, Interrupts
+from training.schedules import Schedule
+from training.settings import EvalSettings, ScheduleSettings, TrainSettings
+from training.setup import build_model, check_fit, load_weights, make_accelerator
+from training.state import TrainingState
+from training.validation import validation_scores, write_samples
+
+ESTIMATE_AFTER_STEPS = 5  # the first step or two warm up, so the time is foretold from the ones after
+
+
+def train(cfg: DictConfig, *, objective: Objective = one_loss) -> None:
+    """Train `cfg.network` as `cfg.train` and `cfg.optimizer` say, into the run folder <save_root>/<model>/<name>.
+
+    Ends at `num_train_steps` or `max_train_seconds`, whichever is reached first. Ctrl-C saves and exits with 130,
+    SIGTERM saves and exits with 0. Raises ValueError or FileNotFoundError with one line for bad input, before anything
+    is written, and ValueError where the loss stops being finite.
+    """
+    Trainer(cfg, objective).run()
+
+
+class Trainer:
+    """One training from its configuration to its last checkpoint. Building it reads and checks; `run` writes."""
+
+    def __init__(self, cfg: DictConfig, objective: Objective = one_loss):
+        self.cfg = cfg
+        self.objective = objective
+        self.settings = settings = TrainSettings.from_config(cfg.train)
+        schedule_settings, optimizer_node = ScheduleSettings.from_optimizer(cfg.optimizer)
+        self.max_grad_norm = schedule_settings.max_grad_norm or float("inf")
+        self.rolling = EvalSettings.from_config(cfg.eval) if cfg.get("eval") is not None else None
+        self.run_dpath = Path(settings.save_root_dpath) / cfg.model / cfg.name
+        self.start_dpath = checkpoint.find_start(self.run_dpath, settings.resume_ckpt)
+        self.dataset = self._open_dataset("train", seq_step=1)
+        self.held_out = self._open_dataset("validation", seq_step=settings.seq_step)
+
+        self.accelerator = make_accelerator(settings)
+        self.agreement = Agreement(self.accelerator)
+        set_seed(settings.seed)  # every process starts from the same weights …
+        self.config = OmegaConf.to_container(cfg.network, resolve=True)
+        tokenizer = self.config.get("tokenizer")  # the frozen one of a world
+        self.tokenizer_fpath = None if tokenizer is None else pretrained.resolve_fpath(tokenizer["path"])
+        self.tokenizer_hash = None if tokenizer is None else pretrained.content_hash(self.tokenizer_fpath)
+        model = build_model(cfg.network).to(self.accelerator.device)
+        check_fit(model, self.dataset, settings.dataset_name)
+        set_seed(settings.seed, device_specific=True)  # … and draws its own numbers outside of what clip seeds key
+        if settings.init_fpath is not None:
+            load_weights(model, settings.init_fpath, self.config, "train.init_fpath")
+        optimizer = optimizers.build(optimizer_node, model)
+        schedule = Schedule(optimizer, schedule_settings, settings.num_train_steps)
+        # The schedule is not given to prepare(): it would step once per process.
+        module, optimizer = self.accelerator.prepare(model, optimizer)
+        schedule.optimizer = optimizer
+        parts = {MODEL: Part(module, optimizer, schedule)}
+        # Unwrapped: the same weights, and mixed precision stays on.
+        self.state = TrainingState(self.accelerator, parts, self.accelerator.unwrap_model(module), settings.ema_decay)
+        self.guard = FiniteGuard(self.accelerator, self.agreement)
+        self.saved_step: int | None = None
+        if self.start_dpath is not None:
+            self._restore(self.start_dpath)
+
+    @property
+    def clips_per_step(self) -> int:
+        return self.settings.batch_size * self.settings.grad_accum * self.accelerator.num_processes
+
+    @property
+    def progress(self) -> float:
+        """How much of the training is done, in [0, 1], by steps or by the clock, whichever is further."""
+        budget = self.settings.max_train_seconds
+        by_clock = 0.0 if budget is None else self.state.elapsed / budget
+        return min(1.0, max(self.state.step / self.settings.num_train_steps, by_clock))
+
+    # ------------------------------------------------------------------------------------------------------- the loop
+
+    def run(self) -> None:
+        if self.progress >= 1:
+            self._print(messages.nothing_to_do(self))
+            self.accelerator.end_training()
+            return
+        self._open_run_folder()
+        self.shown = Progress(self.state.step, self.settings.num_train_steps, shown=self.accelerator.is_main_process)
+        try:
+            with Interrupts() as interrupts:
+                signal_number = self._loop(interrupts)
+        finally:
+            self.shown.close()
+            if self.log is not None:
+                self.log.close()
+        self._finish(signal_number)
+
+    def _loop(self, interrupts: Interrupts) -> int:
+        """Train until the end or a signal; returns the signal's number or 0."""
+        batches = training_batches(
+            self.dataset,
+            batch_size=self.settings.batch_size,
+            seed=self.settings.seed,
+            clips_consumed=self.state.clips_consumed,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+            num_workers=self.settings.num_workers,
+            pin_memory=self.accelerator.device.type == "cuda",
+        )
+        for part in self.state.parts.values():
+            part.module.train()
+        began = time.monotonic() - self.state.elapsed
+        self.averages, self.stretch = Averages(), Stretch()
+        self.first_step = self.state.step
+        while True:
+            self.state.elapsed, signal_number = self._agree(time.monotonic() - began, interrupts.received)
+            if signal_number or self.progress >= 1:
+                break
+            self._train_step(batches)
+            self._after_step()
+        self.guard.check()
+        if not signal_number and self.state.step % self.settings.validate_every:
+            self._validate()
+        self._save()
+        return signal_number
+
+    def _agree(self, seconds: float, signal_number: int) -> tuple[float, int]:
+        """The main process's clock and any process's signal: both decide when all of them stop."""
+        own_clock = seconds if self.accelerator.is_main_process else 0.0
+        seconds, number = self.agreement.largest(own_clock, signal_number)
+        return seconds, int(number)
+
+    def _train_step(self, batches) -> None:
+        """One optimizer update from `grad_accum` micro-batches."""
+        modules = [part.module for part in self.state.parts.values()]
+        for part in self.state.parts.values():
+            part.schedule.apply(self.state.step, self.progress)
+        for _ in range(self.settings.grad_accum):
+            with self.stretch.waiting():
+                clip = next(batches)
+            clip = clip.to(self.accelerator.device)
+            with self.accelerator.accumulate(*modules):  # decides when gradients are shared
+                self._micro_step(clip)
+        self.state.advance(self.clips_per_step)
+        self.stretch.steps += 1
+
+    def _micro_step(self, clip) -> None:
+        for name, output in self.objective(self.state.parts, clip, self.state.step):
+            part = self.state.parts[name]
+            prefix = "train" if name == MODEL else f"train/{name}"
+            self.averages.add({f"{prefix}/{key}": value for key, value in {"loss": output.loss, **output.logs}.items()})
+            self.accelerator.backward(output.loss)
+            if self.accelerator.sync_gradients:
+                grad_norm = self.accelerator.clip_grad_norm_(part.module.parameters(), self.max_grad_norm)
+                self.averages.add({f"{prefix}/grad_norm": grad_norm})
+                # The norm covers all micro-batches and processes, the loss what cuts its gradient off.
+                self.guard.before_update(self.state.step, output.loss.detach(), grad_norm, part.optimizer)
+            part.optimizer.step()
+            part.optimizer.zero_grad()
+
+    def _after_step(self) -> None:
+        step, settings = self.state.step, self.settings
+        self.shown.step()
+        if step == self.first_step + ESTIMATE_AFTER_STEPS:
+            self.averages.read()  # waits for the device, so that the stretch's time is the time these steps took
+            self.shown.say(f"expected time: {duration(self._seconds_left())}")
+        if step % settings.log_every == 0:
+            self._log()
+        elif self.shown.is_due:
+            self._show(self.averages.read())
+        with self.stretch.pausing():
+            if step % settings.validate_every == 0:
+                self.guard.check()
+                self._validate()
+            if step % settings.save_model_every == 0:
+                self.guard.check()
+                self._save()
+
+    # ------------------------------------------------------------------------------------------------ what people see
+
+    def _log(self) -> None:
+        means = self.averages.read(self.accelerator)
+        self.guard.check()
+        if self.log is not None:
+            self.log.scalars(
+                self.state.step,
+                self.state.elapsed,
+                means
+                | {
+                    "train/lr": self.state.parts[MODEL].schedule.lr,
+                    "train/frames_per_second": self._frames_per_second(),
+                    "train/data_wait_share": self.stretch.wait_share,
+                },
+            )
+            self._show(means)
+        self.averages, self.stretch = Averages(), Stretch()
+
+    def _show(self, means: dict[str, float]) -> None:
+        self.shown.show(
+            self.state.step,
+            loss=means["train/loss"],
+            lr=self.state.parts[MODEL].schedule.lr,
+            frames_per_second=self._frames_per_second(),
+            seconds_left=self._seconds_left(),
+        )
+
+    def _frames_per_second(self) -> float:
+        return self.stretch.steps * self.clips_per_step * self.settings.num_frames / self.stretch.seconds
+
+    def _seconds_left(self) -> float:
+        by_steps = (self.settings.num_train_steps - self.state.step) * self.stretch.seconds / max(1, self.stretch.steps)
+        budget = self.settings.max_train_seconds
+        return by_steps if budget is None else max(0.0, min(by_steps, budget - self.state.elapsed))
+
+    def _validate(self) -> None:
+        state, common = self.state, (self.held_out, self.settings, self.accelerator)
+        folder = self.run_dpath / "samples" / checkpoint.step_name(state.step)
+        pictures = []
+        with state.averaged_weights():
+            scores = validation_scores(state.model, *common, state.step)
+            if self.accelerator.is_main_process:
+                pictures = write_samples(state.model, *common, self.rolling, folder)
+        loss = scores["validation/loss"]
+        if state.best is None or loss < state.best[0]:
+            state.best = (loss, state.step)
+        if self.log is not None:
+            self.log.scalars(state.step, state.elapsed, scores)
+            self.log.pictures(state.step, pictures)
+        self.shown.say(f"step {state.step}  validation loss {loss:.4f}" + (f"  {pictures[0]}" if pictures else ""))
+        self.accelerator.wait_for_everyone()
+
+    def _open_run_folder(self) -> None:
+        self.accelerator.wait_for_everyone()  # all processes have seen the folder as it was
+        self.log = None
+        if self.accelerator.is_main_process:
+            self.run_dpath.mkdir(parents=True, exist_ok=True)
+            checkpoint.clean(self.run_dpath)
+            checkpoint.write_text(self.run_dpath / "config.yaml", OmegaConf.to_yaml(self.cfg, resolve=True))
+            if self.tokenizer_fpath is not None:
+                checkpoint.copy_file(self.tokenizer_fpath, self.run_dpath / pretrained.TOKENIZER)
+            config = OmegaConf.to_container(self.cfg, resolve=True)
+            self.log = RunLog(self.run_dpath, self.settings, config, step=self.state.step, run_id=self.state.log_run_id)
+            self.state.log_run_id = self.log.run_id
+            print(messages.opening(self), flush=True)
+        self.accelerator.wait_for_everyone()
+
+    # ----------------------------------------------------------------------------------------------------- checkpoints
+
+    def _save(self) -> None:
+        if self.state.step == self.saved_step or not self.state.step:
+            return
+        state = self.state.state_dict()
+        if self.accelerator.is_main_process:
+
+            def write_weights(fpath: Path) -> None:
+                self.state.write_weights(fpath, self.config, self._metadata())
+
+            saved = checkpoint.save(self.run_dpath, self.state.step, write_weights, state, self.settings.keep_last)
+            self.shown.say(f"step {self.state.step}  saved {saved}")
+        self.saved_step = self.state.step
+        self.accelerator.wait_for_everyone()
+
+    def _metadata(self) -> dict[str, Any]:
+        """Facts for the header of the weight file."""
+        facts = {
+            "model": self.cfg.model,
+            "name": self.cfg.name,
+            "step": self.state.step,
+            "train_seconds": round(self.state.elapsed, 1),
+            "dataset_name": self.settings.dataset_name,
+        }
+        return facts if self.tokenizer_hash is None else facts | {"tokenizer_hash": self.tokenizer_hash}
+
+    def _restore(self, step_dpath: Path) -> None:
+        saved = checkpoint.load_state(step_dpath)
+        load_weights(self.state.model, step_dpath, self.config, "train.resume_ckpt")
+        self.state.load_state_dict(saved)
+        if step_dpath.parent.resolve() == self.run_dpath.resolve():
+            self.saved_step = self.state.step
+        else:
+            self.state.log_run_id = None  # a branch is a run of its own
+
+    # --------------------------------------------------------------------------------------------------------- the end
+
+    def _finish(self, signal_number: int) -> None:
+        self._print(messages.closing(self, signal_number))
+        self.accelerator.end_training()
+        if signal_number:
+            sys.exit(130 if signal_number == signal.SIGINT else 0)
+
+    def _print(self, text: str) -> None:
+        if self.accelerator.is_main_process:
+            print(text, flush=True)
+
+    def _open_dataset(self, split: str, *, seq_step: int) -> ClipDataset:
+        settings = self.settings
+        return ClipDataset(
+            settings.dataset_root_dpath,
+            settings.dataset_name,
+            split,
+            settings.num_frames,
+            frame_skip=settings.frame_skip,
+            seq_step=seq_step,
+        )

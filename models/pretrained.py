@@ -98,7 +98,7 @@ def load(path: str | Path, *, tokenizer_fpath: str | Path | None = None) -> nn.M
 
 
 def load_state(module: nn.Module, fpath: Path) -> None:
-    """Copy a file's tensors into a module. Raises ValueError listing names that miss, are unknown or differ in shape."""
+    """Copy a file's tensors into a module. Raises ValueError that lists missing, unknown and misshapen names."""
     with safe_open(resolve_fpath(fpath), framework="pt") as file:
         found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     wanted = trainable_state(module)
@@ -119,7 +119,8 @@ def load_frozen(path: str | Path | None) -> nn.Module:
     """A trained tokenizer that will not train further. Raises ValueError where `path` is null or no tokenizer."""
     if path is None:
         raise ValueError(
-            "tokenizer_fpath is null; set --tokenizer_fpath=<run folder> (bash run.sh --config=tokenizer.yaml trains one)"
+            "tokenizer_fpath is null; set --tokenizer_fpath=<run folder> "
+            "(bash run.sh --config=tokenizer.yaml trains one)"
         )
     tokenizer = load(path)
     if not hasattr(tokenizer, "decode"):
@@ -153,7 +154,8 @@ def _find_tokenizer(world_fpath: Path, trained_with: str, chosen: str | Path | N
         return resolve_fpath(trained_with)
     except FileNotFoundError:
         raise FileNotFoundError(
-            f"the tokenizer of {world_fpath} is neither beside it ({TOKENIZER}) nor at {trained_with}; set tokenizer_fpath"
+            f"the tokenizer of {world_fpath} is neither beside it ({TOKENIZER}) nor at {trained_with}; "
+            "set tokenizer_fpath"
         ) from None
 
 

@@ -142,7 +142,7 @@ choose_launcher() {
   if [[ -n $accelerate_config ]]; then
     [[ -f $accelerate_config ]] || fail "--accelerate_config=$accelerate_config is not a file; accelerate config writes one"
     [[ -z $num_processes ]] || export LAMP_NUM_PROCESSES=$num_processes
-    launcher=(accelerate launch "--config_file=$accelerate_config" ${num_processes:+"--num_processes=$num_processes"})
+    launcher+=(scripts/launch.py accelerate launch "--config_file=$accelerate_config" ${num_processes:+"--num_processes=$num_processes"})
     return
   fi
   check_counts
@@ -155,7 +155,7 @@ choose_launcher() {
   if ((gpus > 0)); then
     ((here <= gpus)) || fail "--num_processes=$num_processes needs $here GPUs on this machine, which has $gpus;" \
       "use --num_processes=$((gpus * num_machines)) and raise train.grad_accum"
-    launcher=(accelerate launch --multi_gpu "--num_processes=$num_processes" "--num_machines=$num_machines"
+    launcher+=(scripts/launch.py accelerate launch --multi_gpu "--num_processes=$num_processes" "--num_machines=$num_machines"
       "--machine_rank=$machine_rank" ${main_process_ip:+"--main_process_ip=$main_process_ip"}
       ${main_process_port:+"--main_process_port=$main_process_port"} --mixed_precision=no --dynamo_backend=no)
   else
@@ -170,7 +170,7 @@ launch_on_cpu() {
   ((here <= cores)) || echo "warning: $here processes share $cores cores; no more than $cores will be faster" >&2
   export ACCELERATE_USE_CPU=true
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((here < cores ? cores / here : 1))}
-  launcher=(torchrun --nproc_per_node "$here")
+  launcher+=(scripts/launch.py torchrun --nproc_per_node "$here")
   if ((num_machines > 1)); then
     launcher+=(--nnodes "$num_machines" --node_rank "$machine_rank" --master_addr "$main_process_ip"
       --master_port "${main_process_port:-29500}")

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ READY = """#!/usr/bin/env bash
 case "$1 ${!#}" in
   scripts/check_environment.py*) echo "stub (Python 3.11.0, torch 2.11.0${TORCH_BUILD})"; exit ;;
   *--check) exit "${CHECK_EXIT:-0}" ;;
+  scripts/launch.py*) shift; exec "$@" ;;
 esac
 printf '%s\\n' "$(basename "$0")" "$@"
 env | grep -E '^(LAMP_NUM_PROCESSES|ACCELERATE_USE_CPU|OMP_NUM_THREADS)=' || true
@@ -344,3 +346,42 @@ def test_continuous_integration_runs_the_one_test_command():
     words = (ROOT / ".ci" / "run").read_text().splitlines()
     assert "bash run.sh --mode=test" in words and "set -e" in words
     assert os.access(ROOT / ".ci" / "run", os.X_OK) and os.access(ROOT / "run.sh", os.X_OK)
+
+
+# ---- the launcher's last words
+
+
+@pytest.mark.parametrize(
+    ("ending", "code", "last_line"),
+    [
+        ("print('error: mine', file=sys.stderr), sys.exit(2)", 2, "error: mine"),
+        ("sys.exit(7)", 7, "process 1 ended with exit code 7; its message is above"),
+    ],
+)
+def test_the_launcher_adds_no_report_of_its_own(tmp_path, ending, code, last_line):
+    program = tmp_path / "program.py"
+    program.write_text(f"import os, sys, time\nif os.environ['RANK'] == '1': {ending}\ntime.sleep(30)\n")
+    torchrun = str(Path(sys.executable).parent / "torchrun")
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / "scripts" / "launch.py"),
+            torchrun,
+            "--standalone",
+            "--nproc_per_node",
+            "2",
+            program,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr.splitlines()) == (code, [last_line])
+
+
+def test_a_launcher_that_is_no_python_script_is_run_as_it_is(tmp_path):
+    (tmp_path / "accelerate").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "accelerate").chmod(0o755)
+    words = [sys.executable, str(ROOT / "scripts" / "launch.py"), "accelerate", "launch", "-m", "x"]
+    done = subprocess.run(words, env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, capture_output=True, text=True)
+    assert done.stdout == "launch -m x\n"

@@ -7,6 +7,7 @@ once. An error that the user can mend ends in one line and exit code 2; LAMP_TRA
 import importlib
 import os
 import sys
+import time
 from pathlib import Path
 
 from hydra.errors import InstantiationException
@@ -22,6 +23,7 @@ WORK = {
     "pipeline": "training.pipeline:run",
 }
 USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError)
+SECONDS_FOR_FIRST_PROCESS = 3.0  # the launcher ends all others as soon as one has failed
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 
@@ -73,6 +75,8 @@ def check(cfg: DictConfig) -> None:
         raise ValueError(f"mode={cfg.mode} is not available yet; available are {', '.join(WORK)}, test")
     if not isinstance(cfg.get("name"), str) or not cfg.name:
         raise ValueError(f"name is {cfg.get('name')!r}, expected a text: it names the run folder")
+    if cfg.mode == "pipeline" and int(os.environ.get("LAMP_NUM_PROCESSES", 1)) > 1:
+        raise ValueError("a pipeline starts its stages itself: leave --num_processes out and set --stage_processes=N")
     if cfg.mode in ("train", "eval"):
         for group in ("train", "eval", "optimizer", "model", "network"):
             if group not in cfg:
@@ -105,8 +109,11 @@ def use_default_tokenizer(cfg: DictConfig) -> None:
 
 
 def _tell(message: str) -> None:
-    if command_line.rank() == 0:
-        print(message, file=sys.stderr)
+    """Print a last line once: the first process at once; others only if it did not end the run for the same reason."""
+    if command_line.rank() > 0:
+        time.sleep(SECONDS_FOR_FIRST_PROCESS)
+        message = f"process {command_line.rank()}: {message}"
+    print(message, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

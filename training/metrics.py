@@ -25,7 +25,7 @@ INCEPTION_SIZE = 299
 INCEPTION_BATCH = 32  # frames; bounds the memory, whatever the batch of clips
 
 
-# ------------------------------------------------------------------------------------------------------ values by clip
+# ------------------------------------------------------------------------------------------------------- values by clip
 
 
 class ClipValues:
@@ -106,7 +106,7 @@ def psnr(predicted: Tensor, target: Tensor) -> Tensor:
     return -10 * torch.log10(error.clamp(min=MSE_FLOOR))
 
 
-# -------------------------------------------------------------------------------------------------------------- intervals
+# ------------------------------------------------------------------------------------------------------------ intervals
 
 
 def mean_and_interval(values: np.ndarray, seed: int = 0) -> dict:
@@ -138,7 +138,7 @@ def bootstrap(
     return low.reshape(values.shape[1:]), high.reshape(values.shape[1:])
 
 
-# -------------------------------------------------------------------------------------------------------------------- FID
+# ------------------------------------------------------------------------------------------------------------------ FID
 
 
 class FeatureStatistics:
@@ -236,7 +236,7 @@ def load_inception(weights_dir: str | Path) -> tuple[nn.Module | None, str | Non
     cure = f"curl -L --create-dirs -o {target} {INCEPTION_URL}"
     if fpath is None:
         hub = Path(torch.hub.get_dir()) / "checkpoints"
-        return None, f"no {INCEPTION} in eval.weights_dir={weights_dir} nor in {hub}; get it with: {cure}"
+        return None, f"no {INCEPTION} in eval.weights_dir={weights_dir} nor in {hub}; download it with: {cure}"
     try:
         from torchmetrics.image.fid import NoTrainInceptionV3
     except ImportError as error:
@@ -245,7 +245,10 @@ def load_inception(weights_dir: str | Path) -> tuple[nn.Module | None, str | Non
         torch.load(fpath, map_location="cpu", weights_only=True)  # the extractor itself would unpickle anything
         network = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(fpath), antialias=False)
     except Exception as error:  # torch raises half a dozen kinds for a damaged file
-        return None, f"{fpath} is damaged or another network ({str(error).splitlines()[0]}); get it anew with: {cure}"
+        return (
+            None,
+            f"{fpath} is damaged or another network ({str(error).splitlines()[0]}); download it anew with: {cure}",
+        )
     return network, None
 
 

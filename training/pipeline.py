@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -20,7 +21,9 @@ from omegaconf import DictConfig, OmegaConf
 from training import checkpoint, command_line
 
 ROOT = Path(__file__).resolve().parent.parent
+REPORT = "report"  # the last stage, which is no command
 COMMANDS = ("generate", "train", "eval")
+PICTURES = ("dream_vs_real", "every_action")  # of an evaluation's samples, those that the report shows
 
 
 @dataclass(frozen=True)
@@ -39,20 +42,26 @@ class Stage:
 
     def words(self) -> list[str]:
         """The command line."""
-        values = [f"--{key}={_text(value)}" for key, value in [*self.options.items(), *_flatten(self.settings)]]
         if self.command == "generate":
-            return ["python", "data_generation/generate.py", f"--config={self.config}", *values]
-        mode = [f"--mode={self.command}"] if self.command == "eval" else []
+            return ["python", "data_generation/generate.py", *self._choices()]
         processes = [f"--num_processes={self.num_processes}"] if self.num_processes > 1 else []
-        return ["bash", "run.sh", f"--config={self.config}", *mode, *processes, *values]
+        return ["bash", "run.sh", *self._choices(), *processes]
+
+    def resolved(self) -> DictConfig:
+        """The configuration that a train or eval stage runs with."""
+        return command_line.compose(command_line.parse(self._choices()))
+
+    def _choices(self) -> list[str]:
+        mode = [f"--mode={self.command}"] if self.command == "eval" else []
+        values = [f"--{key}={_text(value)}" for key, value in [*self.options.items(), *_flatten(self.settings)]]
+        return [f"--config={self.config}", *mode, *values]
 
     def fingerprint(self) -> str:
         """A hash of what the command resolves to, so that any change of a config file makes another stage of it."""
         if self.command == "generate":
             resolved = [(ROOT / "data_generation" / "configs" / f"{self.config}.yaml").read_text(), *self.words()]
         else:
-            cfg = command_line.compose(command_line.parse(self.words()[2:]))
-            resolved = OmegaConf.to_container(cfg, resolve=True)
+            resolved = OmegaConf.to_container(self.resolved(), resolve=True)
         return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()
 
 
@@ -67,7 +76,10 @@ def run(cfg: DictConfig) -> None:
     stages = read_stages(cfg)
     for number, stage in enumerate(stages, start=1):
         _run_stage(stage, f"[{number}/{len(stages)}] {stage.name}", output_dpath / "stages")
-    _report(cfg, output_dpath)
+    began = time.monotonic()
+    _report(stages, output_dpath)
+    record = {"finished": True, "seconds": round(time.monotonic() - began, 1)}
+    checkpoint.write_text(output_dpath / "stages" / f"{REPORT}.json", json.dumps(record) + "\n")
 
 
 def read_stages(cfg: DictConfig) -> list[Stage]:
@@ -83,10 +95,19 @@ def read_stages(cfg: DictConfig) -> list[Stage]:
                 config=node["config"],
                 options=node.get("options") or {},
                 settings=node.get("settings") or {},
-                num_processes=cfg.stage_processes if node["command"] == "train" else 1,
+                num_processes=1 if node["command"] == "generate" else _num_processes(cfg.stage_processes),
             )
         )
     return stages
+
+
+def _num_processes(asked: int | None) -> int:
+    """On a CPU small steps are mostly overhead, which two processes of one thread share better than two threads."""
+    if asked is not None:
+        return asked
+    import torch
+
+    return 1 if torch.cuda.is_available() else min(2, os.cpu_count() or 1)
 
 
 def stage_seconds(output_dpath: Path, stage: str) -> float | None:
@@ -135,18 +156,32 @@ def _run_stage(stage: Stage, title: str, records_dpath: Path) -> None:
     write(finished=True)
 
 
-def _report(cfg: DictConfig, output_dpath: Path) -> None:
+def _report(stages: list[Stage], output_dpath: Path) -> None:
+    """Gather what the evaluation stages wrote into one report; its pictures lie beside it as files too."""
     from training import report
 
     folder = output_dpath / "report"
+    folder.mkdir(parents=True, exist_ok=True)
     results, pictures, curves = {}, {}, {}
-    for name, node in cfg.report.models.items():
-        evaluation_dpath = Path(node.evaluation)
-        results |= json.loads((evaluation_dpath / "metrics.json").read_text())
-        pictures[name] = evaluation_dpath / "samples"
-        curves[name] = Path(node.run) / "logs" / "metrics.jsonl"
-    report.write_report(folder, results, curves, pictures, title=cfg.report.title)
-    print(f"\nreport: {folder / 'report.html'}", flush=True)
+    for stage in stages:
+        if stage.command == "generate":
+            continue
+        cfg = stage.resolved()
+        if stage.command == "train":
+            curves[stage.name] = Path(cfg.train.save_root_dpath) / cfg.model / cfg.name / "logs" / "metrics.jsonl"
+            continue
+        evaluation_dpath = Path(cfg.eval.save_root_dpath) / cfg.eval.model_name / cfg.eval.dataset_name / cfg.name
+        found = json.loads((evaluation_dpath / "metrics.json").read_text())
+        results |= found
+        (model,) = found
+        pictures[model] = []
+        for file in sorted((evaluation_dpath / "samples").glob("*.*")):
+            if file.stem in PICTURES:
+                pictures[model].append(folder / f"{model}_{file.name}")
+                shutil.copyfile(file, pictures[model][-1])
+    commands = {stage.name: shlex.join(stage.words()) for stage in stages}
+    page = report.write_report(folder, results, curves, pictures, commands=commands)
+    print(f"\nreport: {page}", flush=True)
 
 
 def _read_record(fpath: Path) -> dict | None:

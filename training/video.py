@@ -110,7 +110,7 @@ def strip(samples: Sequence[Sample]) -> Image.Image:
     y = LINE + 4
     for sample in samples:
         for name in _rows(sample):
-            _write(draw, (8, y + height // 2 - LINE // 2), name, TEXT)
+            _write(draw, (8, y + height // 2 - LINE // 2), sample.title or name, TEXT, LABELS - 8)
             for time, frame in enumerate(_frames(sample, name)):
                 image.paste(_enlarge(frame, scale), (LABELS + time * (width + GAP), y))
             y += height + GAP

@@ -114,7 +114,7 @@ class VectorQuantizer(nn.Module):
 
 
 class FiniteScalarQuantizer(nn.Module):
-    """FSQ (Mentzer et al., 2023): each of a few bounded numbers is rounded to `levels[i]` values. No loss, no codebook."""
+    """FSQ (Mentzer et al., 2023): each of a few bounded numbers is rounded to `levels[i]` values; no loss is needed."""
 
     def __init__(self, dim: int, levels: list[int]):
         super().__init__()

@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -78,7 +79,7 @@ def test_random_numbers_are_uniform_and_uncorrelated():
 def test_masking_schedules_fall_from_one_to_zero(schedule):
     shares = [masked_share(i / 10, schedule) for i in range(11)]
     assert shares[0] == pytest.approx(1) and shares[-1] == pytest.approx(0, abs=1e-12)
-    assert all(a > b for a, b in zip(shares, shares[1:], strict=False))
+    assert all(a > b for a, b in pairwise(shares))
 
 
 def test_training_masks_cover_the_asked_rates():

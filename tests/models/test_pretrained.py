@@ -112,7 +112,7 @@ def test_a_tokenizer_with_other_weights_is_refused(world_fpath, tmp_path):
     other = tmp_path / "other" / "model.safetensors"
     torch.manual_seed(1)
     pretrained.save_weights(pretrained.build(TOKENIZER), other, config=TOKENIZER)
-    with pytest.raises(ValueError, match="not the tokenizer that .* was trained with; set tokenizer_fpath"):
+    with pytest.raises(ValueError, match=r"not the tokenizer that .* was trained with; set tokenizer_fpath"):
         pretrained.load(world_fpath, tokenizer_fpath=other)
 
 
@@ -130,11 +130,11 @@ def test_a_world_is_no_tokenizer(world_fpath):
 
 
 def test_missing_damaged_and_foreign_files_are_named(tmp_path, tokenizer_fpath):
-    with pytest.raises(FileNotFoundError, match="no weights at .*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"no weights at .*nowhere"):
         pretrained.load(tmp_path / "nowhere")
     truncated = tmp_path / "truncated.safetensors"
     truncated.write_bytes(tokenizer_fpath.read_bytes()[:5000])
-    with pytest.raises(ValueError, match="truncated.safetensors is truncated or not a weight file"):
+    with pytest.raises(ValueError, match=r"truncated.safetensors is truncated or not a weight file"):
         pretrained.load(truncated)
     foreign = tmp_path / "foreign.safetensors"
     save_file({"x": torch.zeros(1)}, foreign)

@@ -55,7 +55,7 @@ def test_loss_is_the_mean_of_the_clips_own_losses(model):
 
 
 def test_frames_of_another_size_are_named(model):
-    with pytest.raises(ValueError, match="frames are 20x16, the tokenizer expects 16x16.*dataset_name"):
+    with pytest.raises(ValueError, match=r"frames are 20x16, the tokenizer expects 16x16.*dataset_name"):
         model.encode(torch.rand(1, 2, 3, 20, 16))
 
 

@@ -1,4 +1,4 @@
-"""Trainings in one test process follow each other; Accelerate's process-wide state must not reach from one to the next."""
+"""Trainings in one test process follow each other; Accelerate's state must not reach from one to the next."""
 
 import pytest
 from accelerate.state import AcceleratorState, GradientState

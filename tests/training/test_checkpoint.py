@@ -5,11 +5,10 @@ import errno
 import pytest
 import torch
 
+from tests.training.workers.tiny import configure
 from training import checkpoint
 from training.setup import load_weights
 from training.trainer import Trainer, train
-
-from .workers.tiny import configure
 
 
 def write_weights(fpath):

@@ -21,6 +21,10 @@ def composed(*words):
     return compose(parse(list(words)))
 
 
+def small_dim(group):
+    return OmegaConf.load(CONFIGS / group / "small.yaml").dim
+
+
 # ---- every yaml
 
 
@@ -144,7 +148,7 @@ def test_group_options_bring_their_own_keys():
     cfg = composed("--quantizer=fsq", "--quantizer.levels=[4,4]", "--optimizer=muon")
     assert cfg.tokenizer.quantizer.levels == [4, 4] and cfg.optimizer.adamw_lr > 0
     world = composed("--config=genie_redux", "--dynamics=small", "--lam=small", "--quantizer=fsq", "--optimizer=muon")
-    assert world.network.dynamics.dim == 128 and world.actions.lam.quantizer.levels == [8, 5, 5, 5]
+    assert world.network.dynamics.dim == small_dim("dynamics") and world.actions.lam.quantizer.levels == [8, 5, 5, 5]
 
 
 def test_old_spellings_work_with_a_warning(capsys):
@@ -157,10 +161,32 @@ def test_old_spellings_work_with_a_warning(capsys):
     assert "eval.model_fpath" in warnings[0] and "no effect" in warnings[1] and "no effect" in warnings[2]
 
 
-def test_only_the_first_process_speaks(capsys, monkeypatch):
+def test_other_processes_speak_last_and_say_which_they_are(capsys, monkeypatch):
     monkeypatch.setenv("RANK", "1")
-    assert main.main(["--train.bacth_size=2"]) == 2
-    assert capsys.readouterr().err == ""
+    waited = []
+    monkeypatch.setattr(main.time, "sleep", waited.append)
+    assert main.main(["--train.bacth_size=2", "--eval.model_path=P"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("process 1: error: train.bacth_size") and error.count("\n") == 1
+    assert waited and waited[0] > 1
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "--config=tokenizer.yaml --train.batch_size=7 --train.grad_accum=2",
+        "--train.num_train_steps=10000",
+        "--config=genie_redux.yaml --tokenizer_fpath=P --train.dataset_root_dpath=D --train.dataset_name=N "
+        "--train.batch_size=2",
+        "--config=genie_redux.yaml --mode=eval --eval.action_to_take=-1 --eval.inference_method=one_go "
+        "--eval.model_fpath=checkpoints/GenieRedux_CoinRun_250mln_v1.0/model.pt --tokenizer_fpath=checkpoints/"
+        "GenieRedux_Tokenizer_CoinRun_100mln_v1.0/model.pt --dynamics.max_seq_len=8000 --lam.max_seq.len=8000",
+        "--config=genie_redux.yaml --mode=eval --eval.action_to_take=1 --eval.model_path=P "
+        "--eval.inference_method=one_go",
+    ],
+)
+def test_the_commands_that_users_of_the_reference_know_are_understood(command):
+    assert main.main([*command.split(), "--check"]) == 0
 
 
 # ---- a user's own yaml
@@ -170,10 +196,10 @@ def test_a_users_yaml_extends_one_of_ours_with_groups_of_its_own(tmp_path):
     folder = tmp_path / "my configs, all"
     (folder / "dynamics").mkdir(parents=True)
     (folder / "genie_redux.yaml").write_text("defaults: [genie_redux, override dynamics: mine, _self_]\nname: mine\n")
-    (folder / "dynamics" / "mine.yaml").write_text("defaults: [small, _self_]\ndim: 96\n")
+    (folder / "dynamics" / "mine.yaml").write_text("defaults: [small, _self_]\ndim: 48\n")
     cfg = composed(f"--config={folder / 'genie_redux.yaml'}", "--train.batch_size=1")
-    assert (cfg.name, cfg.dynamics.dim, cfg.model, cfg.train.batch_size) == ("mine", 96, "genie_redux", 1)
-    assert composed(f"--config={folder / 'genie_redux.yaml'}", "--dynamics=small").dynamics.dim == 128
+    assert (cfg.name, cfg.dynamics.dim, cfg.model, cfg.train.batch_size) == ("mine", 48, "genie_redux", 1)
+    assert composed(f"--config={folder / 'genie_redux.yaml'}", "--dynamics=small").dynamics.dim == small_dim("dynamics")
 
 
 @pytest.mark.parametrize(

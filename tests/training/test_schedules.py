@@ -1,6 +1,7 @@
 """Learning rates and optimizers, against numbers known by hand."""
 
 from copy import deepcopy
+from itertools import pairwise
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ def test_cosine_falls_from_the_warm_up_to_the_smallest_rate():
 
 def test_cosine_never_rises_again():
     factors = [factor("cosine", step, min(1.0, step / STEPS)) for step in range(20, 3 * STEPS)]
-    assert all(later <= earlier for earlier, later in zip(factors, factors[1:], strict=False))
+    assert all(later <= earlier for earlier, later in pairwise(factors))
     assert factors[-1] == 0.5
 
 

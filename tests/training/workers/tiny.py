@@ -1,5 +1,6 @@
-"""Trainings of a second: recorded noise as data, every kind of model at toy size, configured through the real configs."""
+"""Trainings of a second: noise as data, every kind of model at toy size, configured through the real configs."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from models.components.random import uniform
 from models.interfaces import StepOutput
 from models.pretrained import save_weights
 from training import command_line
+from training.settings import ScheduleSettings
 from training.setup import build_model
 
 SIZE = 16
@@ -24,10 +26,10 @@ SMALL = {
 }
 TRAINING = (
     "data.image_size=[16,16] data.num_actions=3 train.dataset_name=noise train.num_frames=4 train.sample_num_frames=3 "
-    "train.batch_size=2 train.num_train_steps=4 train.log_every=1 train.validate_every=100 train.save_model_every=100 "
-    "train.num_validation_clips=3 train.seq_step=3 train.num_workers=0 train.logger=none "
-    "optimizer.lr=0.01 optimizer.warmup_steps=2 eval.num_first_frames=1 eval.sample_num_frames=3 eval.num_frames=4 "
-    "eval.delta_psnr_horizon=3"
+    "train.batch_size=2 train.grad_accum=1 train.num_train_steps=4 train.num_workers=0 train.logger=none "
+    "train.log_every=1 train.validate_every=100 train.save_model_every=100 train.num_validation_clips=3 "
+    "train.seq_step=3 optimizer.lr=0.01 optimizer.warmup_steps=2 "
+    "eval.num_first_frames=1 eval.sample_num_frames=3 eval.num_frames=4 eval.delta_psnr_horizon=3"
 )
 
 
@@ -80,7 +82,12 @@ def write_data(root: Path) -> None:
 
 
 def configure(kind: str, root: Path, **settings: object) -> DictConfig:
-    """A config for one of `KINDS` with its data, tokenizer and runs below `root`; settings as `train__batch_size=1`."""
+    """A config for one of `KINDS` with its data, tokenizer and runs below `root`; settings as `train__batch_size=1`.
+
+    `linear=True` trains by SGD, whose updates are as exact as the gradients. Adam divides by their size, so that where
+    a gradient is zero but for rounding (a bias that softmax ignores), equal computations part by whole steps.
+    """
+    is_linear = settings.pop("linear", False)
     if not (root / "data").exists():
         write_data(root / "data")
     entry = "tokenizer" if kind == "noisy_line" else kind
@@ -91,6 +98,9 @@ def configure(kind: str, root: Path, **settings: object) -> DictConfig:
         words.append(f"tokenizer_fpath={tiny_tokenizer(root)}")
     words += [f"{key.replace('__', '.')}={'null' if value is None else value}" for key, value in settings.items()]
     cfg = command_line.compose(command_line.parse([f"--config={entry}.yaml", *(f"--{word}" for word in words)]))
+    if is_linear:
+        schedule = {field.name: cfg.optimizer[field.name] for field in fields(ScheduleSettings)}
+        cfg.optimizer = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 1.0, "momentum": 0.9, **schedule}
     if kind == "noisy_line":
         cfg.network = {"_target_": f"{__name__}.NoisyLine", "width": 8}
     return cfg

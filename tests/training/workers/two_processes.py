@@ -3,7 +3,6 @@
 Trains each kind under its own name and writes every rank's weights; `one_bad_rank` lets rank 1's loss go astray.
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from accelerate import PartialState
 from accelerate.state import AcceleratorState, GradientState
 
 from tests.training.workers.tiny import configure
-from training.objectives import MODEL, one_loss
+from training.objectives import one_loss
 from training.trainer import Trainer
 
 
@@ -32,15 +31,13 @@ def train_with_one_bad_rank(root: Path) -> None:
             yield name, output._replace(loss=output.loss * (torch.nan if is_bad else 1))
 
     run = Trainer(configure("noisy_line", root), objective)
-    before = None
+    message = "did not stop"
     try:
         run.run()
     except ValueError as error:
-        before = error
-    assert run.state.step == 1 and all(torch.isfinite(value).all() for value in run.state.weights.values())
-    print(f"stopped rank {os.environ['RANK']}: {before}", flush=True)
-    assert MODEL in run.state.parts
-    sys.exit(3)
+        message = str(error)
+    assert all(torch.isfinite(value).all() for value in run.state.weights.values())
+    (root / f"rank-{run.accelerator.process_index}.txt").write_text(f"after {run.state.step} updates: {message}")
 
 
 def main(root: str, *words: str) -> None:
@@ -48,8 +45,9 @@ def main(root: str, *words: str) -> None:
     settings = dict(word.split("=", 1) for word in words if "=" in word)
     if kinds == ["one_bad_rank"]:
         train_with_one_bad_rank(Path(root))
-    for kind in kinds:
-        train_kind(Path(root), kind, settings)
+    else:
+        for kind in kinds:
+            train_kind(Path(root), kind, settings)
     PartialState().destroy_process_group()
 
 

@@ -1,0 +1,86 @@
+"""The whole job through the real commands: real Procgen, real HDF5, real subprocesses, seconds instead of minutes."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+MODELS = ("tokenizer", "genie_redux", "genie_redux_guided")
+
+
+def quickstart(folder: Path, *more: str) -> subprocess.CompletedProcess:
+    """`bash run.sh --config=quickstart.yaml` with small sizes appended."""
+    small = [
+        f"--output_dpath={folder / 'out'}",
+        f"--dataset_root_dpath={folder / 'datasets'}",
+        "--stages.data.settings.n_instances=20",
+        "--stages.test_data.settings.n_instances=6",
+        "--stage_processes=1",
+        *(f"--stages.{model}.settings.train.num_train_steps=2" for model in MODELS),
+        *(f"--stages.evaluate_{model}.settings.eval.num_clips=3" for model in MODELS),
+    ]
+    command = ["bash", "run.sh", "--config=quickstart.yaml", *small, *more]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=500)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("quickstart")
+    process = quickstart(folder)
+    assert process.returncode == 0, process.stdout + process.stderr
+    return folder, process.stdout
+
+
+def test_one_command_leads_from_nothing_to_a_report(finished):
+    folder, _ = finished
+    report = folder / "out" / "report"
+    results = json.loads((report / "metrics.json").read_text())
+    assert set(results) == set(MODELS)
+    for name, result in results.items():
+        assert result["num_clips"] == 3 and result["psnr"] > 0
+        assert len(result["psnr_ci95"]) == 2 and result["ceiling_psnr"] is not None or name == "tokenizer"
+        assert (result["delta_psnr"] is None) == (name == "tokenizer")
+        assert result["fid"] is None and "download" in result["fid_missing"]
+    for model in MODELS[1:]:
+        assert len(results[model]["psnr_by_horizon"]) == 10
+        assert results[model]["copy_last_psnr"] > 0
+        assert (report / f"{model}_dream_vs_real.gif").stat().st_size > 0
+        assert (report / f"{model}_dream_vs_real.png").stat().st_size > 0
+
+
+def test_the_report_opens_from_disk_without_anything_else(finished):
+    folder, _ = finished
+    page = (folder / "out" / "report" / "report.html").read_text()
+    assert not re.findall(r"""(?:src|href)=["'](?!data:|#)""", page)
+    assert all(model in page for model in MODELS)
+
+
+def test_every_stage_prints_the_command_that_runs_it_alone(finished):
+    _, output = finished
+    commands = [line for line in output.splitlines() if line.startswith(("bash run.sh --config=", "python data_gen"))]
+    assert len(commands) == 8
+    command = next(line for line in commands if "genie_redux_guided.yaml" in line and "--mode=eval" not in line)
+    # The run exists, so that the same line has nothing left to do.
+    again = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert again.returncode == 0 and "nothing to do" in again.stdout
+
+
+def test_a_second_run_skips_what_is_finished(finished):
+    folder, _ = finished
+    weights = folder / "out" / "checkpoints" / "tokenizer" / "tokenizer" / "step-00000002" / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    process = quickstart(folder)
+    assert process.returncode == 0
+    assert process.stdout.count("finished before") == 8
+    assert weights.stat().st_mtime_ns == before
+
+
+def test_other_settings_do_not_touch_a_finished_stage(finished):
+    folder, _ = finished
+    process = quickstart(folder, "--stages.tokenizer.settings.train.num_train_steps=3")
+    assert process.returncode == 2
+    assert "stage tokenizer was run with other settings" in process.stderr
+    assert len(process.stderr.strip().splitlines()) == 1

@@ -6,7 +6,7 @@
 #   LAMP_TORCH="torch==2.11.0+cpu"   install this torch into .venv: versions or wheel files, separated by spaces
 #   PIP_INDEX_URL, PIP_EXTRA_INDEX_URL and pip's other settings are honoured. CPU wheels come from PyTorch's CPU index:
 #       LAMP_TORCH="torch==2.11.0+cpu torchvision==0.26.0+cpu" \
-#       PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu bash run.sh …
+#       PIP_EXTRA_INDEX_URL="the URL of PyTorch's CPU wheels" bash run.sh …
 #   A torch that is already installed is kept if scripts/check_environment.py finds it new enough.
 
 venv=.venv

@@ -61,6 +61,13 @@ def run(cfg: DictConfig) -> dict:
     settings = EvalSettings.from_config(cfg.eval)
     preparation.check_required(settings)
     state = preparation.processes()
+    try:
+        return {settings.model_name: _run(cfg, settings, state)}
+    finally:
+        state.destroy_process_group()  # or its threads can crash the interpreter on its way out
+
+
+def _run(cfg: DictConfig, settings: EvalSettings, state: PartialState) -> dict[str, Any]:
     folder = Path(settings.save_root_dpath) / settings.model_name / settings.dataset_name / cfg.name
     preparation.check_writable(folder)
     model = preparation.load_model(cfg.model, settings, cfg.get("tokenizer_fpath")).to(state.device)
@@ -68,7 +75,7 @@ def run(cfg: DictConfig) -> dict:
     preparation.check_fit(model, dataset, settings)
     facts = protocol(model, dataset, settings)
     if settings.action_to_take >= 0:
-        return {settings.model_name: control(model, dataset, settings, folder, state) | {"protocol": facts}}
+        return control(model, dataset, settings, folder, state) | {"protocol": facts}
 
     evaluation = measure(model, dataset, settings, state)
     results = evaluation.results | {
@@ -85,7 +92,7 @@ def run(cfg: DictConfig) -> dict:
         print(f"written to {folder}")
     state.wait_for_everyone()
     check_delivered(results, settings)
-    return {settings.model_name: results}
+    return results
 
 
 def measure(model: nn.Module, dataset: ClipDataset, settings: EvalSettings, state: PartialState) -> Evaluation:

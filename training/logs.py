@@ -167,7 +167,7 @@ class Progress:
         if shown and sys.stdout.isatty():
             self.bar = tqdm(
                 total=num_steps, initial=first_step, unit="step", file=sys.stdout, dynamic_ncols=True, smoothing=0.05,
-                bar_format="{n_fmt}/{total_fmt} |{bar}| {postfix}",
+                bar_format="{n_fmt}/{total_fmt} |{bar}| {desc}",
             )  # fmt: skip
 
     @property
@@ -187,7 +187,7 @@ class Progress:
         self.spoke_at = time.monotonic()
         numbers = f"loss {loss:.4f}  lr {lr:.2e}  {frames_per_second:,.0f} frames/s  {duration(seconds_left)} left"
         if self.bar is not None:
-            self.bar.set_postfix_str(numbers)
+            self.bar.set_description_str(numbers)
         else:
             print(f"step {step}/{self.num_steps}  {numbers}", flush=True)
 

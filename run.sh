@@ -5,7 +5,8 @@
 #
 #   --config=NAME.yaml      an entry of configs/ or the path of a yaml of your own; tokenizer.yaml without this
 #   --mode=MODE             train | eval; pipeline is the mode of quickstart.yaml;
-#                           test runs pytest and hands it the other arguments
+#                           test runs pytest and hands it the other arguments;
+#                           generate is data_generation/generate.py, with its own configs
 #   --num_processes=N       processes in all: one per GPU, or any number on CPU
 #   --key.sub=value         any key of the config; of repeated keys the last counts
 #   --group=option          another file of a group, such as --tokenizer=small
@@ -25,7 +26,7 @@ while (($#)); do
   case $1 in
     --num_processes=* | --num_machines=* | --machine_rank=* | --main_process_ip=* | --main_process_port=* | --accelerate_config=*)
       printf -v "${name#--}" %s "$value" ;;
-    --mode=test) mode=test ;;
+    --mode=test | --mode=generate) mode=${1#*=} ;;
     --config=*) arguments+=("--config=$([[ -f $value ]] && realpath "$value" || echo "$value")") ;;
     --help | -h | --list) asks=$1; arguments+=("$1") ;;
     --[!-]*=*) arguments+=("$1") ;;
@@ -39,6 +40,10 @@ source scripts/environment.sh
 if [[ $mode == test ]]; then
   set_up_environment
   exec "$python" -m pytest "${arguments[@]}"
+fi
+if [[ $mode == generate ]]; then
+  set_up_environment
+  exec "$python" data_generation/generate.py "${arguments[@]}"
 fi
 if ((${#malformed[@]})); then
   fail "'${malformed[*]}' is not understood; write $(with_equals_sign "${malformed[@]}")"

@@ -46,9 +46,14 @@ class NextFrameRule:
                 "set eval.inference_steps=1, or train with dynamics.rule=in_place"
             )
 
-    def inputs(self, tokens: Tensor, actions: Tensor, num_new: int) -> tuple[Tensor, Tensor]:
-        """What the network reads to predict the last `num_new` frames of `tokens` (B, L, h, w)."""
+    def inputs(self, tokens: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network reads to predict the last frames of `tokens` (B, L, h, w), and the action at each frame."""
         return tokens[:, :-1], actions
+
+    @staticmethod
+    def input_frames(num_frames: int) -> int:
+        """Frames that the network reads of a clip of `num_frames`."""
+        return num_frames - 1
 
 
 class InPlaceRule:
@@ -68,8 +73,12 @@ class InPlaceRule:
     def check(self, sampling: Sampling, num_new: int) -> None:
         pass
 
-    def inputs(self, tokens: Tensor, actions: Tensor, num_new: int) -> tuple[Tensor, Tensor]:
+    def inputs(self, tokens: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         return tokens, self._arriving(actions)
+
+    @staticmethod
+    def input_frames(num_frames: int) -> int:
+        return num_frames
 
     @staticmethod
     def _arriving(actions: Tensor) -> Tensor:
@@ -167,6 +176,18 @@ class MaskGIT(nn.Module):
         """Input frames that the position table allows; None for any number."""
         return None if self.max_seq_len is None else self.max_seq_len // (self.grid[0] * self.grid[1])
 
+    def check_length(self, num_frames: int, key: str) -> None:
+        """Raise ValueError, naming the setting `key`, where clips of so many frames exceed the position table."""
+        self._check_context(self.rule.input_frames(num_frames), key)
+
+    def _check_context(self, num_frames: int, key: str) -> None:
+        if self.context is not None and num_frames > self.context:
+            needed = num_frames * self.grid[0] * self.grid[1]
+            raise ValueError(
+                f"{num_frames} frames of context need dynamics.max_seq_len={needed}, this model has "
+                f"{self.max_seq_len}; ask for fewer frames with {key}"
+            )
+
     def forward(self, tokens: Tensor, actions: Tensor, seeds: Tensor, step: int) -> StepOutput:
         """tokens (B, T, h, w); actions (B, T-1, A). Cross-entropy on the asked tokens, in nats."""
         lesson = self.rule.lesson(tokens, actions, seeds, self.mask_id)
@@ -184,12 +205,7 @@ class MaskGIT(nn.Module):
 
     def logits(self, inputs: Tensor, actions: Tensor) -> Tensor:
         """inputs (B, L, h, w) token or mask ids, actions (B, L, A) one for each input frame -> (B, L, h, w, K)."""
-        num_frames = inputs.shape[1]
-        if self.context is not None and num_frames > self.context:
-            raise ValueError(
-                f"{num_frames} frames of context need dynamics.max_seq_len={num_frames * self.grid[0] * self.grid[1]}, "
-                f"this model has {self.max_seq_len}: ask for fewer frames (eval.sample_num_frames, train.num_frames)"
-            )
+        self._check_context(inputs.shape[1], "eval.sample_num_frames")
         embeddings = self.token_emb.weight
         if self.code_projection is not None:
             embeddings = embeddings + self.code_projection(self.codes)
@@ -225,7 +241,7 @@ class MaskGIT(nn.Module):
         new = torch.full((batch, num_new, *self.grid), self.mask_id, device=tokens.device)
         hidden = torch.ones(batch, new[0].numel(), dtype=torch.bool, device=tokens.device)
         for step in range(sampling.steps):
-            inputs, conditions = self.rule.inputs(torch.cat([tokens, new], dim=1), actions, num_new)
+            inputs, conditions = self.rule.inputs(torch.cat([tokens, new], dim=1), actions)
             logits = self.logits(inputs, conditions)[:, -num_new:].flatten(1, 3)
             drawn, hidden = refine(logits, new.flatten(1), hidden, sampling, step, seeds, frame=past)
             new = drawn.masked_fill(hidden, self.mask_id).view_as(new)

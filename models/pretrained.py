@@ -7,10 +7,12 @@ A world's file does not repeat its frozen tokenizer; it names it by content hash
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -50,10 +52,9 @@ def resolve_fpath(path: str | Path) -> Path:
     """
     path = Path(path)
     if path.is_dir():
-        latest = path / "latest"
-        if latest.exists():
-            path = path / latest.read_text().strip() if latest.is_file() else latest
-        path = path / WEIGHTS
+        # The newest step folder, not what `latest` names: a process may be killed between writing the two.
+        steps = sorted(path.glob("step-*"))
+        path = (steps[-1] if steps else path) / WEIGHTS
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}: expected a run folder, a step folder or a weight file")
     return path
@@ -62,11 +63,8 @@ def resolve_fpath(path: str | Path) -> Path:
 def read_header(path: str | Path) -> dict:
     """{"format", "config", "metadata"} of a weight file. Raises ValueError if the file is damaged or not ours."""
     fpath = resolve_fpath(path)
-    try:
-        with safe_open(fpath, framework="pt") as file:
-            text = (file.metadata() or {}).get("lamp")
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{fpath} is truncated or not a weight file ({error}); use another checkpoint") from error
+    with _opened(fpath, "pt") as file:
+        text = (file.metadata() or {}).get("lamp")
     if text is None:
         raise ValueError(f"{fpath} carries no model config; expected a file that Lamp wrote")
     header = json.loads(text)
@@ -99,7 +97,7 @@ def load(path: str | Path, *, tokenizer_fpath: str | Path | None = None) -> nn.M
 
 def load_state(module: nn.Module, fpath: Path) -> None:
     """Copy a file's tensors into a module. Raises ValueError that lists missing, unknown and misshapen names."""
-    with safe_open(resolve_fpath(fpath), framework="pt") as file:
+    with _opened(resolve_fpath(fpath), "pt") as file:
         found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     wanted = trainable_state(module)
     problems = [f"missing {name}" for name in wanted if name not in found]
@@ -137,11 +135,20 @@ def build(config: dict) -> nn.Module:
 def content_hash(path: str | Path) -> str:
     """SHA-256 over the tensors' names and bytes: equal for equal weights, whatever the header says."""
     digest = hashlib.sha256()
-    with safe_open(resolve_fpath(path), framework="np") as file:
+    with _opened(resolve_fpath(path), "np") as file:
         for name in sorted(file.keys()):
             digest.update(name.encode())
             digest.update(file.get_tensor(name).tobytes())
     return digest.hexdigest()
+
+
+@contextmanager
+def _opened(fpath: Path, framework: str) -> Iterator[safe_open]:
+    try:
+        with safe_open(fpath, framework=framework) as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{fpath} is truncated or not a weight file ({error}); use another checkpoint") from error
 
 
 def _find_tokenizer(world_fpath: Path, trained_with: str, chosen: str | Path | None) -> Path:
@@ -159,10 +166,20 @@ def _find_tokenizer(world_fpath: Path, trained_with: str, chosen: str | Path | N
         ) from None
 
 
+def _is_ours(target: str) -> bool:
+    """Whether a dotted name is a module class that a file below models/ defines, or `load_frozen`."""
+    if not target.startswith("models."):
+        return False
+    thing = get_object(target)  # may lead out again, as models.pretrained.torch.load would
+    if thing is load_frozen:
+        return True
+    return isinstance(thing, type) and issubclass(thing, nn.Module) and thing.__module__.startswith("models.")
+
+
 def _check_targets(node) -> None:
     if isinstance(node, dict):
         target = node.get("_target_")
-        if target is not None and not target.startswith("models."):
+        if target is not None and not _is_ours(target):
             raise ValueError(f"a model config may only build things below models., got _target_ {target!r}")
         for value in node.values():
             _check_targets(value)

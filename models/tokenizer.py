@@ -19,6 +19,8 @@ class STViViT(nn.Module):
     """Frames (B, T, C, H, W) to tokens (B, T, h, w) and back; token frame t depends on frames 0..t.
 
     quantizer: a constructor that takes the width; the others are sizes. Loss: reconstruction + quantizer.
+    image_size: (H, W), or None for any that the patches divide, since no weight depends on it (`image_size` and `grid`
+        are None then). Published files do not tell it.
     """
 
     stride = 1
@@ -26,7 +28,7 @@ class STViViT(nn.Module):
     def __init__(
         self,
         *,
-        image_size: tuple[int, int],
+        image_size: tuple[int, int] | None,
         channels: int,
         patch_size: int,
         dim: int,
@@ -46,8 +48,8 @@ class STViViT(nn.Module):
             raise ValueError(
                 f"tokenizer.reconstruction_loss is {reconstruction_loss!r}, expected {' or '.join(LOSSES)}"
             )
-        self.image_size = check_image_size(image_size, patch_size)
-        self.grid = (self.image_size[0] // patch_size, self.image_size[1] // patch_size)
+        self.patch_size = patch_size
+        self.image_size = None if image_size is None else check_image_size(image_size, patch_size)
         self.reconstruction_loss = LOSSES[reconstruction_loss]
         self.patch_embedding = PatchEmbedding(channels, patch_size, dim, norm_pixels=norm_pixels)
         self.spatial_bias = ContinuousPositionBias(dim, heads)
@@ -59,8 +61,13 @@ class STViViT(nn.Module):
         self.codebook_size = self.quantizer.codebook_size
         self.code_dim = self.quantizer.code_dim
 
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """Tokens per frame, (h, w); None where frames may have any size."""
+        return None if self.image_size is None else self._grid_of(self.image_size)
+
     def forward(self, clip: Clip, step: int) -> StepOutput:
-        bias = self.spatial_bias(self.grid)
+        bias = self.spatial_bias(self._grid_of(clip.frames.shape[-2:]))
         quantized = self.quantizer(self._features(clip.frames, bias))
         frames = self._draw(quantized.vectors, bias)
         reconstruction = self.reconstruction_loss(frames.float(), clip.frames)
@@ -74,7 +81,8 @@ class STViViT(nn.Module):
         return StepOutput(loss, logs)
 
     def encode(self, frames: Tensor) -> Tensor:
-        return self.quantizer.indices(self._features(frames, self.spatial_bias(self.grid)))
+        bias = self.spatial_bias(self._grid_of(frames.shape[-2:]))
+        return self.quantizer.indices(self._features(frames, bias))
 
     def codebook(self) -> Tensor:
         return self.quantizer.codebook()
@@ -82,17 +90,22 @@ class STViViT(nn.Module):
     def decode(self, tokens: Tensor) -> Tensor:
         """(B, T, h, w) -> (B, T, C, H, W), unclamped: metrics, pictures and players clamp."""
         vectors = self.quantizer.project_out(F.embedding(tokens, self.codebook()))
-        return self._draw(vectors, self.spatial_bias(self.grid))
+        return self._draw(vectors, self.spatial_bias(tuple(tokens.shape[2:])))
 
     def _features(self, frames: Tensor, bias: Tensor) -> Tensor:
         assert frames.is_floating_point(), f"frames must be float in [0, 1], got {frames.dtype}"
-        if tuple(frames.shape[-2:]) != self.image_size:
+        return self.encoder(self.patch_embedding(frames), bias)
+
+    def _grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The token grid of frames of this (H, W). Raises ValueError unless the tokenizer takes them."""
+        if self.image_size is not None and tuple(size) != self.image_size:
             h, w = self.image_size
             raise ValueError(
-                f"frames are {frames.shape[-2]}x{frames.shape[-1]}, the tokenizer expects {h}x{w}: "
+                f"frames are {size[0]}x{size[1]}, the tokenizer expects {h}x{w}: "
                 "choose another train.dataset_name (eval.dataset_name) or a tokenizer trained at that size"
             )
-        return self.encoder(self.patch_embedding(frames), bias)
+        h, w = check_image_size(size, self.patch_size)
+        return h // self.patch_size, w // self.patch_size
 
     def _draw(self, vectors: Tensor, bias: Tensor) -> Tensor:
         return self.to_pixels(self.decoder(vectors, bias))

@@ -22,7 +22,7 @@ WORK = {
     "eval": "training.evaluation:run",
     "pipeline": "training.pipeline:run",
 }
-USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError)
+USER_ERRORS = (ValueError, OSError)
 SECONDS_FOR_FIRST_PROCESS = 3.0  # the launcher ends all others as soon as one has failed
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130

@@ -1,15 +1,16 @@
 """The whole job, stage after stage: data, tokenizer, world models, evaluation, report.
 
 Every stage is a command line that a person could type; it is printed, then run. A stage is finished when its record
-(`<output_dpath>/stages/<stage>.json`) holds the same resolved settings; an interrupted one goes on where it stopped.
+(`<output_dpath>/stages/<stage>.json`) holds the same resolved settings and what it made is there; an interrupted one
+goes on where it stopped.
 """
 
 import hashlib
 import json
 import os
 import shlex
+import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,11 +18,14 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from training import checkpoint, command_line
+from data.episodes import write_json
+from models import pretrained
+from training import command_line
 
 ROOT = Path(__file__).resolve().parent.parent
-REPORT = "report"  # the last stage, which is no command
+GENERATOR_CONFIGS = ROOT / "data_generation" / "configs"
 COMMANDS = ("generate", "train", "eval")
+REPORT = "report"  # the last stage, which is no command
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,6 @@ class Stage:
 
     def words(self) -> list[str]:
         """The command line."""
-        if self.command == "generate":
-            return ["python", "data_generation/generate.py", *self._choices()]
         processes = [f"--num_processes={self.num_processes}"] if self.num_processes > 1 else []
         return ["bash", "run.sh", *self._choices(), *processes]
 
@@ -50,23 +52,46 @@ class Stage:
         return command_line.compose(command_line.parse(self._choices()))
 
     def _choices(self) -> list[str]:
-        mode = [f"--mode={self.command}"] if self.command == "eval" else []
+        mode = [] if self.command == "train" else [f"--mode={self.command}"]
         values = [f"--{key}={_text(value)}" for key, value in [*self.options.items(), *_flatten(self.settings)]]
         return [f"--config={self.config}", *mode, *values]
 
     def fingerprint(self) -> str:
-        """A hash of what the command resolves to, so that any change of a config file makes another stage of it."""
+        """A hash of all that decides what comes out: resolved settings, and for an evaluation the weights' content."""
         if self.command == "generate":
-            resolved = [(ROOT / "data_generation" / "configs" / f"{self.config}.yaml").read_text(), *self.words()]
+            settings = [file.read_text() for file in sorted(GENERATOR_CONFIGS.glob("*.yaml"))] + self._choices()
         else:
-            resolved = OmegaConf.to_container(self.resolved(), resolve=True)
-        return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()
+            cfg = self.resolved()
+            settings = [OmegaConf.to_container(cfg, resolve=True)]
+            if self.command == "eval":
+                settings.append(pretrained.content_hash(cfg.eval.model_fpath))
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+    def product(self) -> Path:
+        """What is there once the stage is finished: a dataset's or an evaluation's file, or a run folder."""
+        if self.command == "generate":
+            text = (GENERATOR_CONFIGS / f"{self.config}.yaml").read_text()
+            return Path(self.settings["root_dpath"]) / OmegaConf.create(text).name / "info.json"
+        cfg = self.resolved()
+        if self.command == "train":
+            return Path(cfg.train.save_root_dpath) / cfg.model / cfg.name
+        return Path(cfg.eval.save_root_dpath) / cfg.eval.model_name / cfg.eval.dataset_name / cfg.name / "metrics.json"
+
+    def is_complete(self) -> bool:
+        """Whether the product is all there. A training that a signal ended leaves a run folder too, but unfinished."""
+        product = self.product()
+        if self.command != "train":
+            return product.is_file()
+        try:
+            return pretrained.read_header(product)["metadata"]["finished"]
+        except FileNotFoundError:
+            return False
 
 
 def run(cfg: DictConfig) -> None:
     """Run all stages of `cfg` that are not finished, then write the report to `<output_dpath>/report`.
 
-    Raises ValueError where a stage was run with other settings before, or fails.
+    Raises ValueError where a training was started with other settings before, or a stage fails.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError("a pipeline starts its stages itself: leave --num_processes out and set --stage_processes=N")
@@ -76,8 +101,7 @@ def run(cfg: DictConfig) -> None:
         _run_stage(stage, f"[{number}/{len(stages)}] {stage.name}", output_dpath / "stages")
     began = time.monotonic()
     _report(stages, output_dpath)
-    record = {"finished": True, "seconds": round(time.monotonic() - began, 1)}
-    checkpoint.write_text(output_dpath / "stages" / f"{REPORT}.json", json.dumps(record) + "\n")
+    _write_record(output_dpath / "stages", REPORT, finished=True, seconds=time.monotonic() - began)
 
 
 def read_stages(cfg: DictConfig) -> list[Stage]:
@@ -110,48 +134,60 @@ def _num_processes(asked: int | None) -> int:
 
 def stage_seconds(output_dpath: Path, stage: str) -> float | None:
     """Wall seconds that a finished stage took, over all its starts; None while it is not finished."""
-    record = _read_record(output_dpath / "stages" / f"{stage}.json")
+    record = _read_record(output_dpath / "stages", stage)
     return record["seconds"] if record and record["finished"] else None
 
 
 def _run_stage(stage: Stage, title: str, records_dpath: Path) -> None:
-    record_fpath = records_dpath / f"{stage.name}.json"
-    record = _read_record(record_fpath)
+    record = _read_record(records_dpath, stage.name)
     fingerprint = stage.fingerprint()
     command = shlex.join(stage.words())
     if record is not None and record["fingerprint"] != fingerprint:
-        raise ValueError(
-            f"stage {stage.name} was run with other settings in {records_dpath.parent} (see {record_fpath.name}); "
-            "choose another --name, or remove that folder"
-        )
-    if record is not None and record["finished"]:
+        # The generator refuses other data under the same name itself; an evaluation is simply measured again.
+        if stage.command == "train" and stage.product().exists():
+            raise ValueError(
+                f"stage {stage.name} was run with other settings in {records_dpath.parent} (see stages/"
+                f"{stage.name}.json); choose another --name, or remove that folder"
+            )
+        record = None
+    if record is not None and record["finished"] and stage.is_complete():
         print(f"\n{title}: finished before, {record['seconds']:.0f} s  ({command})", flush=True)
         return
     print(f"\n{title}\n{command}", flush=True)
-    seconds_before = record["seconds"] if record else 0.0
+    seconds_before = record["seconds"] if record and not record["finished"] else 0.0
     began = time.monotonic()
 
-    def write(finished: bool) -> None:
+    def note(finished: bool) -> None:
         seconds = seconds_before + time.monotonic() - began
-        facts = {"command": command, "fingerprint": fingerprint, "finished": finished, "seconds": round(seconds, 1)}
-        checkpoint.write_text(record_fpath, json.dumps(facts, indent=2) + "\n")
+        facts = {"command": command, "fingerprint": fingerprint, "finished": finished, "seconds": seconds}
+        _write_record(records_dpath, stage.name, **facts)
 
-    records_dpath.mkdir(parents=True, exist_ok=True)
-    write(finished=False)
-    words = stage.words()
-    if words[0] == "python":
-        words[0] = sys.executable
-    try:
-        code = subprocess.run(words, cwd=ROOT, check=False).returncode
-    finally:
-        write(finished=False)
+    note(finished=False)
+    code = _run_to_its_end(stage.words())
+    note(finished=False)
     if code == 130:
         raise KeyboardInterrupt
     if code:
-        raise ValueError(
-            f"stage {stage.name} ended with exit code {code}; its message is above, its command: {command}"
-        )
-    write(finished=True)
+        raise ValueError(f"stage {stage.name} ended with exit code {code}; its message is above, its command {command}")
+    if not stage.is_complete():
+        raise ValueError(f"stage {stage.name} was stopped before its end; the same command goes on from there")
+    note(finished=True)
+
+
+def _run_to_its_end(words: list[str]) -> int:
+    """The exit code of a command. Ctrl-C and SIGTERM are the command's to answer: a training saves, then it ends."""
+    process = subprocess.Popen(words, cwd=ROOT)
+
+    def pass_on(number: int, frame) -> None:
+        if number == signal.SIGTERM:  # the terminal sends Ctrl-C to the command as well
+            process.terminate()
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _report(stages: list[Stage], output_dpath: Path) -> None:
@@ -161,23 +197,25 @@ def _report(stages: list[Stage], output_dpath: Path) -> None:
     folder = output_dpath / "report"
     results, pictures, curves = {}, {}, {}
     for stage in stages:
-        if stage.command == "generate":
-            continue
-        cfg = stage.resolved()
         if stage.command == "train":
-            curves[stage.name] = Path(cfg.train.save_root_dpath) / cfg.model / cfg.name / "logs" / "metrics.jsonl"
-            continue
-        evaluation_dpath = Path(cfg.eval.save_root_dpath) / cfg.eval.model_name / cfg.eval.dataset_name / cfg.name
-        found = json.loads((evaluation_dpath / "metrics.json").read_text())
-        results |= found
-        pictures |= dict.fromkeys(found, evaluation_dpath / "samples")
+            curves[stage.name] = stage.product() / "logs" / "metrics.jsonl"
+        elif stage.command == "eval":
+            found = json.loads(stage.product().read_text())
+            results |= found
+            pictures |= dict.fromkeys(found, stage.product().parent / "samples")
     commands = {stage.name: shlex.join(stage.words()) for stage in stages}
     page = report.write_report(folder, results, curves, pictures, commands=commands)
     print(f"\nreport: {page}", flush=True)
 
 
-def _read_record(fpath: Path) -> dict | None:
+def _read_record(records_dpath: Path, stage: str) -> dict | None:
+    fpath = records_dpath / f"{stage}.json"
     return json.loads(fpath.read_text()) if fpath.is_file() else None
+
+
+def _write_record(records_dpath: Path, stage: str, *, seconds: float, **facts) -> None:
+    records_dpath.mkdir(parents=True, exist_ok=True)
+    write_json(records_dpath / f"{stage}.json", facts | {"seconds": round(seconds, 1)})
 
 
 def _flatten(node: dict, prefix: str = "") -> Iterator[tuple[str, object]]:

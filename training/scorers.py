@@ -132,7 +132,6 @@ class WorldScorer:
     def __init__(self, world: nn.Module, settings: EvalSettings, inception: nn.Module | None):
         self.world = world
         self.settings = settings
-        self.sampling = sampling_of(settings)
         self.num_given, self.num_new = settings.num_first_frames, settings.sample_num_frames
         self.model, self.copy, self.ceiling = Comparison(), Comparison(), Comparison()
         self.random = Comparison() if world.is_latent else None
@@ -234,7 +233,7 @@ def roll_out(
     tokens of a round by confidence, and the round must stay whole.
     """
     num_given, num_new = settings.num_first_frames, settings.sample_num_frames
-    chunk = num_new if settings.inference_method == "one_go" else settings.dream_length
+    chunk = chunk_of(settings)
     length = num_new if num_needed is None else num_needed
     if settings.inference_steps > 1:
         length = min(num_new, -(-length // chunk) * chunk)
@@ -245,6 +244,11 @@ def roll_out(
         chunk=min(chunk, length),
         seeds=clip.seeds,
     ).frames
+
+
+def chunk_of(settings: EvalSettings) -> int:
+    """Frames that are predicted together."""
+    return settings.sample_num_frames if settings.inference_method == "one_go" else settings.dream_length
 
 
 def sampling_of(settings: EvalSettings) -> Sampling:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from omegaconf import DictConfig, OmegaConf
 
+SAMPLE_SCHEDULES = ("cosine", "linear", "arccos")
 INFERENCE_METHODS = ("one_go", "autoregressive")
 SCHEDULE_KINDS = ("cosine", "wsd", "constant")
 
@@ -181,6 +182,7 @@ class EvalSettings(Settings):
         self.at_least(-1, "action_to_take")
         self.one_of("split", None, "train", "validation", "test")
         self.one_of("inference_method", *INFERENCE_METHODS)
+        self.one_of("sample_schedule", *SAMPLE_SCHEDULES)
         if self.split == "train" and not self.allow_train:
             self.fail("split", "validation or test, or eval.allow_train=true to measure on training levels knowingly")
         if self.num_first_frames + self.sample_num_frames > self.num_frames:

@@ -37,15 +37,24 @@ def build_model(node: DictConfig) -> nn.Module:
         raise ValueError(f"cannot build the model: {str(cause or error).splitlines()[0]}") from error
 
 
-def check_fit(model: nn.Module, dataset: ClipDataset, name: str) -> None:
-    """Raise ValueError where a model cannot be trained on a dataset: another frame size, unknown actions."""
+def check_fit(model: nn.Module, dataset: ClipDataset, settings: TrainSettings) -> None:
+    """Raise ValueError where a model cannot be trained on a dataset: other frames, unknown actions, clips too long."""
+    name = settings.dataset_name
     size = getattr(model, "image_size", None)
     if size is not None and tuple(size) != tuple(dataset.image_size):
         raise ValueError(
             f"train.dataset_name={name} has frames {_by(dataset.image_size)}, but the model expects {_by(size)}; "
             "set data.image_size or train.dataset_name, for a world a tokenizer_fpath of that size"
         )
-    if hasattr(model, "rollout") and not model.is_latent:
+    if not hasattr(model, "rollout"):
+        return
+    model.dynamics.check_length(settings.num_frames, "train.num_frames")
+    if not model.is_latent:
+        if settings.frame_skip > 1:
+            raise ValueError(
+                f"train.frame_skip={settings.frame_skip} would hide recorded actions between frames; set it to 1, or "
+                "train genie_redux, which learns its actions"
+            )
         if not dataset.num_actions:
             raise ValueError(f"train.dataset_name={name} has no recorded actions; train genie_redux, which learns them")
         if dataset.num_actions > model.num_actions:

@@ -16,10 +16,11 @@ from training.logs import Averages, Progress, RunLog, Stretch, duration
 from training.objectives import MODEL, Objective, Part, one_loss
 from training.processes import Agreement, FiniteGuard, Interrupts
 from training.schedules import Schedule
+from training.scorers import chunk_of, sampling_of
 from training.settings import EvalSettings, ScheduleSettings, TrainSettings
 from training.setup import build_model, check_fit, load_weights, make_accelerator
 from training.state import TrainingState
-from training.validation import validation_scores, write_samples
+from training.validation import dreamed_in_training, validation_scores, write_samples
 
 ESTIMATE_AFTER_STEPS = 5  # the first step or two warm up, so the time is foretold from the ones after
 
@@ -57,7 +58,10 @@ class Trainer:
         self.tokenizer_fpath = None if tokenizer is None else pretrained.resolve_fpath(tokenizer["path"])
         self.tokenizer_hash = None if tokenizer is None else pretrained.content_hash(self.tokenizer_fpath)
         model = build_model(cfg.network).to(self.accelerator.device)
-        check_fit(model, self.dataset, settings.dataset_name)
+        check_fit(model, self.dataset, settings)
+        if hasattr(model, "rollout") and self.rolling is not None:
+            rolling = dreamed_in_training(self.rolling, settings)
+            model.dynamics.rule.check(sampling_of(rolling), chunk_of(rolling))
         set_seed(settings.seed, device_specific=True)  # … and draws its own numbers outside of what clip seeds key
         if settings.init_fpath is not None:
             load_weights(model, settings.init_fpath, self.config, "train.init_fpath")
@@ -120,11 +124,10 @@ class Trainer:
         began = time.monotonic() - self.state.elapsed
         self.averages, self.stretch = Averages(), Stretch()
         self.first_step = self.state.step
-        while True:
-            self.state.elapsed, signal_number = self._agree(time.monotonic() - began, interrupts.received)
-            if signal_number or self.progress >= 1:
-                break
+        signal_number = 0
+        while self.progress < 1 and not signal_number:
             self._train_step(batches)
+            self.state.elapsed, signal_number = self._agree(time.monotonic() - began, interrupts.received)
             self._after_step()
         self.guard.check()
         if not signal_number and self.state.step % self.settings.validate_every:
@@ -244,7 +247,7 @@ class Trainer:
             self.run_dpath.mkdir(parents=True, exist_ok=True)
             checkpoint.clean(self.run_dpath)
             checkpoint.write_text(self.run_dpath / "config.yaml", OmegaConf.to_yaml(self.cfg, resolve=True))
-            if self.tokenizer_fpath is not None:
+            if self.tokenizer_fpath is not None and self.start_dpath is None:
                 checkpoint.copy_file(self.tokenizer_fpath, self.run_dpath / pretrained.TOKENIZER)
             config = OmegaConf.to_container(self.cfg, resolve=True)
             self.log = RunLog(self.run_dpath, self.settings, config, step=self.state.step, run_id=self.state.log_run_id)
@@ -276,17 +279,28 @@ class Trainer:
             "step": self.state.step,
             "train_seconds": round(self.state.elapsed, 1),
             "dataset_name": self.settings.dataset_name,
+            "finished": self.progress >= 1,
         }
         return facts if self.tokenizer_hash is None else facts | {"tokenizer_hash": self.tokenizer_hash}
 
     def _restore(self, step_dpath: Path) -> None:
         saved = checkpoint.load_state(step_dpath)
+        self._check_tokenizer(step_dpath)
         load_weights(self.state.model, step_dpath, self.config, "train.resume_ckpt")
         self.state.load_state_dict(saved)
         if step_dpath.parent.resolve() == self.run_dpath.resolve():
             self.saved_step = self.state.step
         else:
             self.state.log_run_id = None  # a branch is a run of its own
+
+    def _check_tokenizer(self, step_dpath: Path) -> None:
+        """Tokens of another tokenizer mean something else: raises ValueError where the checkpoint knew another one."""
+        before = pretrained.read_header(step_dpath)["metadata"].get("tokenizer_hash")
+        if before != self.tokenizer_hash:
+            raise ValueError(
+                f"tokenizer_fpath={self.tokenizer_fpath} is not the tokenizer that {step_dpath} was trained with; "
+                f"set --tokenizer_fpath={step_dpath.parent / pretrained.TOKENIZER}, or start anew with --name="
+            )
 
     # --------------------------------------------------------------------------------------------------------- the end
 

@@ -1,30 +1,32 @@
 """How a model does on clips it does not train on: the loss over a fixed set, and moving pictures to look at."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
-from data.clips import Clip, ClipDataset, evaluation_clips
-from models.interfaces import Sampling
+from data.clips import ClipDataset, evaluation_clips
+from training.dreams import names_of_actions, samples_of
+from training.scorers import Drawn, first_frames, roll_out
 from training.settings import EvalSettings, TrainSettings
+from training.video import write_dream_vs_real
 
 NUM_SAMPLES = 4  # clips drawn side by side
-ZOOM = 2
-FRAME_MILLISECONDS = 150
-GAP = 2  # pixels between pictures
 
 
 @torch.no_grad()
 def validation_scores(
     model: nn.Module, dataset: ClipDataset, settings: TrainSettings, accelerator: Accelerator, step: int
 ) -> dict[str, float]:
-    """Means over clips of the loss and of what the model logs; every clip counts once, whatever batch or process."""
+    """Means over clips of the loss and of what the model logs.
+
+    In the loss every clip counts once, whatever batch or process; what the model logs of a batch is weighted by its
+    clips.
+    """
     clips = evaluation_clips(
         dataset,
         batch_size=settings.batch_size,
@@ -66,55 +68,34 @@ def write_samples(
     rolling: EvalSettings | None,
     folder: Path,
 ) -> list[Path]:
-    """A GIF of held-out clips: real frames on top, below them what the model makes of them.
+    """A GIF and a strip of held-out clips: real frames above, below them what the model makes of them.
 
     A tokenizer reconstructs; a world sees the first frame and dreams `train.sample_num_frames` on, the way `rolling`
     (the settings of evaluation) says. Other modules draw nothing.
     """
-    can_dream = hasattr(model, "rollout")
+    can_dream = hasattr(model, "rollout") and rolling is not None
     if not can_dream and not hasattr(model, "decode"):
         return []
-    batch = next(evaluation_clips(dataset, batch_size=NUM_SAMPLES, num_clips=NUM_SAMPLES, seed=settings.seed))
-    clip = batch.to(accelerator.device)
+    clips = evaluation_clips(dataset, batch_size=NUM_SAMPLES, num_clips=NUM_SAMPLES, seed=settings.seed)
+    clip = next(clips).to(accelerator.device)
     was_training = model.training
     model.eval()
     with accelerator.autocast():
-        drawn = dream(model, clip, settings.sample_num_frames, rolling) if can_dream else reconstruct(model, clip)
+        if can_dream:
+            rolling = dreamed_in_training(rolling, settings)
+            clip = first_frames(clip, 1 + settings.sample_num_frames)
+            actions = model.infer(clip)
+            frames = torch.cat([clip.frames[:, :1], roll_out(model, clip, actions, rolling).float()], dim=1)
+            drawn = Drawn(clip.frames, frames, 1, actions)
+        else:
+            drawn = Drawn(clip.frames, model.decode(model.encode(clip.frames)), 0, None)
     model.train(was_training)
-    fpath = folder / ("dream.gif" if can_dream else "reconstruction.gif")
-    write_gif(fpath, clip.frames[:, : drawn.shape[1]], drawn)
-    return [fpath]
+    numbers = list(range(len(clip.frames)))
+    samples = samples_of(drawn, numbers, set(numbers), names_of_actions(model, dataset))
+    return write_dream_vs_real(folder, samples, "dream" if can_dream else "reconstruction")
 
 
-def reconstruct(tokenizer: nn.Module, clip: Clip) -> Tensor:
-    return tokenizer.decode(tokenizer.encode(clip.frames))
-
-
-def dream(world: nn.Module, clip: Clip, num_frames: int, rolling: EvalSettings | None) -> Tensor:
-    """The first frame and `num_frames` predicted ones, (B, 1 + num_frames, C, H, W)."""
-    sampling, chunk = Sampling(), 1
-    if rolling is not None:
-        sampling = Sampling(
-            steps=rolling.inference_steps,
-            schedule=rolling.sample_schedule,
-            temperature=rolling.sample_temperature,
-            top_k=rolling.sample_top_k,
-            noise=rolling.sample_noise,
-        )
-        chunk = num_frames if rolling.inference_method == "one_go" else rolling.dream_length
-    prompt = clip.frames[:, :1]
-    actions = world.infer(clip)[:, :num_frames]
-    rollout = world.rollout(prompt, actions, sampling=sampling, chunk=chunk, seeds=clip.seeds)
-    return torch.cat([prompt, rollout.frames.float()], dim=1)
-
-
-def write_gif(fpath: Path, *rows: Tensor) -> None:
-    """An endless GIF; each row is (B, T, 3, H, W) in [0, 1], clips side by side, rows below each other."""
-    fpath.parent.mkdir(parents=True, exist_ok=True)
-    grid = torch.stack([row.float().clamp(0, 1).mul(255).round().byte().cpu() for row in rows])
-    grid = torch.nn.functional.pad(grid, (0, GAP, 0, GAP), value=255)  # (rows, B, T, 3, H, W)
-    num_rows, num_clips, num_frames, channels, height, width = grid.shape
-    pictures = grid.permute(2, 0, 4, 1, 5, 3).reshape(num_frames, num_rows * height, num_clips * width, channels)
-    size = (num_clips * width * ZOOM, num_rows * height * ZOOM)
-    images = [Image.fromarray(np.asarray(picture)).resize(size, Image.Resampling.NEAREST) for picture in pictures]
-    images[0].save(fpath, save_all=True, append_images=images[1:], duration=FRAME_MILLISECONDS, loop=0)
+def dreamed_in_training(rolling: EvalSettings, settings: TrainSettings) -> EvalSettings:
+    """Evaluation's way to roll out, on a training clip: one given frame, `train.sample_num_frames` predicted."""
+    length = settings.sample_num_frames
+    return replace(rolling, num_first_frames=1, sample_num_frames=length, num_frames=length + 1, delta_psnr_horizon=1)

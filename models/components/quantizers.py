@@ -34,8 +34,8 @@ class VectorQuantizer(nn.Module):
     published, codes are a plain parameter and are not normalised. Loss: ‖code - sg(z)‖² + commitment·‖sg(code) - z‖²,
     averaged; zero in eval mode, as published.
 
-    dead_code_steps: a code that no vector chose for so many training steps moves to a vector of the batch, the same
-        one on every process; null leaves dead codes alone, as published.
+    dead_code_steps: a code that no vector chose in so many training passes (micro-batches) moves to a vector of the
+        batch, the same one on every process; null leaves dead codes alone, as published.
     normalize_codes: compare with L2-normalised codes and return those.
     """
 
@@ -59,6 +59,7 @@ class VectorQuantizer(nn.Module):
         self.embed = nn.Parameter(F.normalize(torch.randn(codebook_size, codebook_dim), dim=-1))
         if dead_code_steps is not None:
             self.register_buffer("idle_steps", torch.zeros(codebook_size))
+            self.register_buffer("num_passes", torch.zeros(1, dtype=torch.int64))
 
     def codebook(self) -> Tensor:
         return F.normalize(self.embed, dim=-1) if self.normalize_codes else self.embed
@@ -95,6 +96,7 @@ class VectorQuantizer(nn.Module):
         if dist.is_initialized():
             dist.all_reduce(used)
         self.idle_steps.add_(1).masked_fill_(used > 0, 0)
+        self.num_passes.add_(1)
 
     @torch.no_grad()
     def _revive_dead_codes(self, z: Tensor) -> None:
@@ -106,9 +108,8 @@ class VectorQuantizer(nn.Module):
             parts = [torch.empty_like(candidates) for _ in range(dist.get_world_size())]
             dist.all_gather(parts, candidates.contiguous())
             candidates = torch.cat(parts)
-        # Which vectors: a pure function of the batch's content, hence equal on every process and after a resume.
-        seed = (candidates.double().sum() * 2**40).long()[None]
-        chosen = (uniform(seed, (0,), (self.codebook_size,))[0] * len(candidates)).long()
+        # Which vectors: a pure function of the pass, hence equal on every process and after a resume.
+        chosen = (uniform(self.num_passes, (0,), (self.codebook_size,))[0] * len(candidates)).long()
         self.embed[dead] = candidates[chosen[dead]]
         self.idle_steps[dead] = 0
 

@@ -20,7 +20,7 @@ def logits_for_frame(world, tokens, actions, frame):
     """Logits that predict `frame`, its own tokens hidden."""
     hidden = tokens.clone()
     hidden[:, frame] = world.dynamics.mask_id
-    inputs, conditions = world.dynamics.rule.inputs(hidden, world.actions.embed(actions), 1)
+    inputs, conditions = world.dynamics.rule.inputs(hidden, world.actions.embed(actions))
     position = frame if inputs.shape[1] == tokens.shape[1] else frame - 1
     return world.dynamics.logits(inputs, conditions)[:, position]
 

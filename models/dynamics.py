@@ -88,7 +88,8 @@ class InPlaceRule:
 class MaskGIT(nn.Module):
     """Token transformer with two prediction rules (see `NextFrameRule`, `InPlaceRule`).
 
-    num_tokens, grid (h, w), codebook (K, code_dim), action_dim come from the tokenizer and the action source.
+    num_tokens, grid (h, w), codebook (K, code_dim), action_dim come from the tokenizer and the action source. grid is
+    None where the tokenizer takes frames of any size.
     max_seq_len: rows of the absolute position table, h·w a frame; null for no table and no limit of context.
     conditioning: "add" the action to every token at the input (published with latent actions), "concat" it (published
         with recorded ones; widens the network), or "film": it scales and shifts the stream before every block.
@@ -104,7 +105,7 @@ class MaskGIT(nn.Module):
         self,
         *,
         num_tokens: int,
-        grid: tuple[int, int],
+        grid: tuple[int, int] | None,
         codebook: Tensor,
         action_dim: int,
         dim: int,
@@ -136,7 +137,7 @@ class MaskGIT(nn.Module):
             raise ValueError(f"dynamics.mask_rate is {list(mask_rate)}, expected 0 <= low <= high <= 1")
         self.num_tokens = num_tokens
         self.mask_id = num_tokens
-        self.grid = tuple(grid)
+        self.grid = None if grid is None else tuple(grid)
         self.conditioning = conditioning
         self.rule = NextFrameRule((low, high), loss_on) if rule == "next" else InPlaceRule((low, high))
         self.loss_reduction = loss_reduction
@@ -173,16 +174,19 @@ class MaskGIT(nn.Module):
 
     @property
     def context(self) -> int | None:
-        """Input frames that the position table allows; None for any number."""
-        return None if self.max_seq_len is None else self.max_seq_len // (self.grid[0] * self.grid[1])
+        """Input frames that the position table allows; None for any number, or where frames may have any size."""
+        if self.max_seq_len is None or self.grid is None:
+            return None
+        return self.max_seq_len // (self.grid[0] * self.grid[1])
 
     def check_length(self, num_frames: int, key: str) -> None:
         """Raise ValueError, naming the setting `key`, where clips of so many frames exceed the position table."""
-        self._check_context(self.rule.input_frames(num_frames), key)
+        if self.grid is not None:
+            self._check_context(self.rule.input_frames(num_frames), self.grid, key)
 
-    def _check_context(self, num_frames: int, key: str) -> None:
-        if self.context is not None and num_frames > self.context:
-            needed = num_frames * self.grid[0] * self.grid[1]
+    def _check_context(self, num_frames: int, grid: tuple[int, int], key: str) -> None:
+        needed = num_frames * grid[0] * grid[1]
+        if self.max_seq_len is not None and needed > self.max_seq_len:
             raise ValueError(
                 f"{num_frames} frames of context need dynamics.max_seq_len={needed}, this model has "
                 f"{self.max_seq_len}; ask for fewer frames with {key}"
@@ -205,7 +209,8 @@ class MaskGIT(nn.Module):
 
     def logits(self, inputs: Tensor, actions: Tensor) -> Tensor:
         """inputs (B, L, h, w) token or mask ids, actions (B, L, A) one for each input frame -> (B, L, h, w, K)."""
-        self._check_context(inputs.shape[1], "eval.sample_num_frames")
+        grid = tuple(inputs.shape[2:])
+        self._check_context(inputs.shape[1], grid, "eval.sample_num_frames")
         embeddings = self.token_emb.weight
         if self.code_projection is not None:
             embeddings = embeddings + self.code_projection(self.codes)
@@ -224,7 +229,7 @@ class MaskGIT(nn.Module):
             x = torch.cat([x, actions[:, :, None, None].expand(*x.shape[:-1], -1).to(x.dtype)], dim=-1)
         else:
             condition = F.silu(actions)
-        features = self.transformer(x, self.spatial_bias(self.grid), condition)
+        features = self.transformer(x, self.spatial_bias(grid), condition)
         if self.token_output == "linear":
             return self.to_logits(features)
         return self.to_embedding(features) @ embeddings[:-1].T / embeddings.shape[-1] ** 0.5
@@ -238,7 +243,7 @@ class MaskGIT(nn.Module):
         """
         self.rule.check(sampling, num_new)
         batch, past = tokens.shape[:2]
-        new = torch.full((batch, num_new, *self.grid), self.mask_id, device=tokens.device)
+        new = torch.full((batch, num_new, *tokens.shape[2:]), self.mask_id, device=tokens.device)
         hidden = torch.ones(batch, new[0].numel(), dtype=torch.bool, device=tokens.device)
         for step in range(sampling.steps):
             inputs, conditions = self.rule.inputs(torch.cat([tokens, new], dim=1), actions)

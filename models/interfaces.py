@@ -74,8 +74,8 @@ class Tokenizer(Protocol):
     codebook_size: int
     code_dim: int
     stride: int  # frames per latent step; 1 for ST-ViViT
-    image_size: tuple[int, int]
-    grid: tuple[int, int]  # tokens per frame, (h, w)
+    image_size: tuple[int, int] | None  # None: frames of any size that the patches divide
+    grid: tuple[int, int] | None  # tokens per frame, (h, w)
 
     def forward(self, clip: Clip, step: int) -> StepOutput: ...
     def encode(self, frames: Tensor) -> Tensor: ...

@@ -1,12 +1,14 @@
 """Weight files that explain themselves: tensors in safetensors, the resolved model config in the header.
 
 A world's file does not repeat its frozen tokenizer; it names it by content hash. The run folder keeps one copy as
-`tokenizer.safetensors`.
+`tokenizer.safetensors`. Every function that reads takes a file in the published GenieRedux format (`models.published`)
+as well; only a world of that kind does not say which tokenizer is its own.
 """
 
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +17,9 @@ import torch
 from hydra.utils import get_object, instantiate
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
+
+from models.published import from_published
 
 FORMAT = 1
 WEIGHTS = "model.safetensors"
@@ -61,9 +65,15 @@ def resolve_fpath(path: str | Path) -> Path:
 
 
 def read_header(path: str | Path) -> dict:
-    """{"format", "config", "metadata"} of a weight file. Raises ValueError if the file is damaged or not ours."""
+    """{"format", "config", "metadata"} of a weight file. Raises ValueError if it is damaged or no weight file.
+
+    A published file has format 0, the config that its shapes tell, and its step as metadata.
+    """
     fpath = resolve_fpath(path)
-    with _opened(fpath, "pt") as file:
+    if is_published(fpath):
+        config, _, step = _read_published(fpath)
+        return {"format": 0, "config": config, "metadata": {"step": step}}
+    with _opened(fpath) as file:
         text = (file.metadata() or {}).get("lamp")
     if text is None:
         raise ValueError(f"{fpath} carries no model config; expected a file that Lamp wrote")
@@ -97,8 +107,7 @@ def load(path: str | Path, *, tokenizer_fpath: str | Path | None = None) -> nn.M
 
 def load_state(module: nn.Module, fpath: Path) -> None:
     """Copy a file's tensors into a module. Raises ValueError that lists missing, unknown and misshapen names."""
-    with _opened(resolve_fpath(fpath), "pt") as file:
-        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    found = _read_state(resolve_fpath(fpath))
     wanted = trainable_state(module)
     problems = [f"missing {name}" for name in wanted if name not in found]
     problems += [f"unexpected {name}" for name in found if name not in wanted]
@@ -113,8 +122,11 @@ def load_state(module: nn.Module, fpath: Path) -> None:
     module.load_state_dict(found, strict=False)
 
 
-def load_frozen(path: str | Path | None) -> nn.Module:
-    """A trained tokenizer that will not train further. Raises ValueError where `path` is null or no tokenizer."""
+def load_frozen(path: str | Path | None, image_size: tuple[int, int] | None = None) -> nn.Module:
+    """A trained tokenizer that will not train further. Raises ValueError where `path` is null or no tokenizer.
+
+    image_size: (H, W) of the frames, for a published tokenizer, which takes any.
+    """
     if path is None:
         raise ValueError(
             "tokenizer_fpath is null; set --tokenizer_fpath=<run folder> "
@@ -123,6 +135,8 @@ def load_frozen(path: str | Path | None) -> nn.Module:
     tokenizer = load(path)
     if not hasattr(tokenizer, "decode"):
         raise ValueError(f"tokenizer_fpath {path} holds a {type(tokenizer).__name__}, expected a tokenizer")
+    if image_size is not None:
+        tokenizer.fix_image_size(image_size)
     return tokenizer.requires_grad_(False).eval()
 
 
@@ -135,28 +149,76 @@ def build(config: dict) -> nn.Module:
 def content_hash(path: str | Path) -> str:
     """SHA-256 over the tensors' names and bytes: equal for equal weights, whatever the header says."""
     digest = hashlib.sha256()
-    with _opened(resolve_fpath(path), "np") as file:
-        for name in sorted(file.keys()):
-            digest.update(name.encode())
-            digest.update(file.get_tensor(name).tobytes())
+    for name, value in sorted(_read_state(resolve_fpath(path)).items()):
+        digest.update(name.encode())
+        digest.update(value.contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
-@contextmanager
-def _opened(fpath: Path, framework: str) -> Iterator[safe_open]:
+def copy_weights(source: str | Path, target: Path) -> None:
+    """Copy a tokenizer's weight file atomically; a published one becomes a file in our own format."""
+    fpath = resolve_fpath(source)
+    if is_published(fpath):
+        header = read_header(fpath)
+        save_weights(load(fpath), target, config=header["config"], metadata=header["metadata"])
+        return
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    shutil.copyfile(fpath, partial)
+    os.replace(partial, target)
+
+
+def is_published(fpath: Path) -> bool:
+    """Whether a file is one of `torch.save` (a zip archive, once a pickle), as published weights are."""
+    with open(fpath, "rb") as file:
+        start = file.read(9)
+    # A safetensors file begins with a length of eight bytes, of which the first may be any, and a JSON object.
+    return start.startswith(b"PK\x03\x04") or (start.startswith(b"\x80") and start[8:] != b"{")
+
+
+def _read_published(fpath: Path) -> tuple[dict, dict[str, Tensor], int]:
+    """Config, state and step of a published file. Code in the file is not run."""
+    with open(fpath, "rb") as file:
+        is_archive = file.read(2) == b"PK"
     try:
-        with safe_open(fpath, framework=framework) as file:
+        # Mapped: a header is read without the tensors, and an optimizer's state never.
+        file = torch.load(fpath, map_location="cpu", weights_only=True, mmap=is_archive)
+    except Exception as error:  # torch raises half a dozen kinds
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"{fpath} is truncated or holds more than weights ({reason}); use another checkpoint"
+        ) from error
+    try:
+        config, state = from_published(file)
+    except ValueError as error:
+        raise ValueError(f"{fpath} is no published checkpoint: {error}") from None
+    step = file.get("step")
+    return config, state, int(step) if step is not None else 0
+
+
+def _read_state(fpath: Path) -> dict[str, Tensor]:
+    if is_published(fpath):
+        return _read_published(fpath)[1]
+    with _opened(fpath) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+
+
+@contextmanager
+def _opened(fpath: Path) -> Iterator[safe_open]:
+    try:
+        with safe_open(fpath, framework="pt") as file:
             yield file
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{fpath} is truncated or not a weight file ({error}); use another checkpoint") from error
 
 
-def _find_tokenizer(world_fpath: Path, trained_with: str, chosen: str | Path | None) -> Path:
+def _find_tokenizer(world_fpath: Path, trained_with: str | None, chosen: str | Path | None) -> Path:
     if chosen is not None:
         return resolve_fpath(chosen)
     for folder in (world_fpath.parent, world_fpath.parent.parent):
         if (folder / TOKENIZER).is_file():
             return folder / TOKENIZER
+    if trained_with is None:
+        raise ValueError(f"{world_fpath} is a published world, which does not hold its tokenizer; set tokenizer_fpath")
     try:
         return resolve_fpath(trained_with)
     except FileNotFoundError:

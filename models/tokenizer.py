@@ -61,6 +61,12 @@ class STViViT(nn.Module):
         self.codebook_size = self.quantizer.codebook_size
         self.code_dim = self.quantizer.code_dim
 
+    def fix_image_size(self, image_size: tuple[int, int]) -> None:
+        """Take frames of this (H, W) only. Raises ValueError where the tokenizer has another size."""
+        if self.image_size is not None and tuple(image_size) != self.image_size:
+            raise ValueError(f"the tokenizer takes frames of {self.image_size}, but {tuple(image_size)} are needed")
+        self.image_size = check_image_size(image_size, self.patch_size)
+
     @property
     def grid(self) -> tuple[int, int] | None:
         """Tokens per frame, (h, w); None where frames may have any size."""

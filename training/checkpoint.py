@@ -152,13 +152,6 @@ def write_text(fpath: Path, text: str) -> None:
     os.replace(partial, fpath)
 
 
-def copy_file(source: Path, target: Path) -> None:
-    """Copy a file atomically."""
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.copyfile(source, partial)
-    os.replace(partial, target)
-
-
 def _sync_folder(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -86,7 +86,7 @@ def open_dataset(settings: EvalSettings, *, frame_skip: int) -> ClipDataset:
 
 def check_fit(model: nn.Module, dataset: ClipDataset, settings: EvalSettings) -> None:
     """Raises ValueError where the model expects other frames or actions than the dataset or the settings give it."""
-    if tuple(model.image_size) != tuple(dataset.image_size):
+    if model.image_size is not None and tuple(model.image_size) != tuple(dataset.image_size):
         (h, w), (expected_h, expected_w) = dataset.image_size, model.image_size
         raise ValueError(
             f"frames of eval.dataset_name={settings.dataset_name} are {h}x{w}, the model at {settings.model_fpath} "

@@ -248,7 +248,7 @@ class Trainer:
             checkpoint.clean(self.run_dpath)
             checkpoint.write_text(self.run_dpath / "config.yaml", OmegaConf.to_yaml(self.cfg, resolve=True))
             if self.tokenizer_fpath is not None and self.start_dpath is None:
-                checkpoint.copy_file(self.tokenizer_fpath, self.run_dpath / pretrained.TOKENIZER)
+                pretrained.copy_weights(self.tokenizer_fpath, self.run_dpath / pretrained.TOKENIZER)
             config = OmegaConf.to_container(self.cfg, resolve=True)
             self.log = RunLog(self.run_dpath, self.settings, config, step=self.state.step, run_id=self.state.log_run_id)
             self.state.log_run_id = self.log.run_id

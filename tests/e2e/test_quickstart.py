@@ -1,7 +1,9 @@
 """The whole job through the real commands: real Procgen, real HDF5, real subprocesses, seconds instead of minutes."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 from pathlib import Path
 
@@ -11,7 +13,10 @@ ROOT = Path(__file__).resolve().parents[2]
 MODELS = ("tokenizer", "genie_redux", "genie_redux_guided")
 
 
-def quickstart(folder: Path, *more: str) -> subprocess.CompletedProcess:
+STEPS = 100
+
+
+def command(folder: Path, *more: str) -> list[str]:
     """`bash run.sh --config=quickstart.yaml` with small sizes appended."""
     small = [
         f"--output_dpath={folder / 'out'}",
@@ -19,19 +24,48 @@ def quickstart(folder: Path, *more: str) -> subprocess.CompletedProcess:
         "--stages.data.settings.n_instances=20",
         "--stages.test_data.settings.n_instances=6",
         "--stage_processes=1",
-        *(f"--stages.{model}.settings.train.num_train_steps=2" for model in MODELS),
+        f"--stages.tokenizer.settings.train.num_train_steps={STEPS}",
+        *(f"--stages.{model}.settings.train.num_train_steps=2" for model in MODELS[1:]),
         *(f"--stages.evaluate_{model}.settings.eval.num_clips=3" for model in MODELS),
     ]
-    command = ["bash", "run.sh", "--config=quickstart.yaml", *small, *more]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=500)
+    return ["bash", "run.sh", "--config=quickstart.yaml", *small, *more]
+
+
+def quickstart(folder: Path, *more: str) -> subprocess.CompletedProcess:
+    return subprocess.run(command(folder, *more), cwd=ROOT, capture_output=True, text=True, check=False, timeout=500)
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def interrupted(tmp_path_factory):
+    """Ctrl-C, which a terminal sends to all processes, while the tokenizer trains: (folder, output, exit code)."""
     folder = tmp_path_factory.mktemp("quickstart")
+    process = subprocess.Popen(
+        command(folder), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    output = ""
+    for line in process.stdout:
+        output += line
+        if "expected time:" in line:
+            os.killpg(process.pid, signal.SIGINT)
+    return folder, output, process.wait(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def finished(interrupted):
+    folder, _, _ = interrupted
     process = quickstart(folder)
     assert process.returncode == 0, process.stdout + process.stderr
     return folder, process.stdout
+
+
+def test_an_interrupted_pipeline_saves_and_goes_on_where_it_stopped(interrupted, finished):
+    folder, output, exit_code = interrupted
+    assert exit_code == 130
+    assert "stopped by Ctrl-C at step" in output and "Traceback" not in output
+    _, later_output = finished
+    assert re.search(r"going on +from step", later_output)
+    assert later_output.count("finished before") == 2  # both data sets
+    assert (folder / "out" / "checkpoints" / "tokenizer" / "tokenizer" / f"step-{STEPS:08d}").is_dir()
 
 
 def test_one_command_leads_from_nothing_to_a_report(finished):
@@ -60,17 +94,17 @@ def test_the_report_opens_from_disk_without_anything_else(finished):
 
 def test_every_stage_prints_the_command_that_runs_it_alone(finished):
     _, output = finished
-    commands = [line for line in output.splitlines() if line.startswith(("bash run.sh --config=", "python data_gen"))]
-    assert len(commands) == 8
-    command = next(line for line in commands if "genie_redux_guided.yaml" in line and "--mode=eval" not in line)
+    commands = [line for line in output.splitlines() if line.startswith("bash run.sh --config=")]
+    assert len(commands) == 6  # all but the two that were finished before
+    line = next(line for line in commands if "genie_redux_guided.yaml" in line and "--mode=eval" not in line)
     # The run exists, so that the same line has nothing left to do.
-    again = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, check=False)
+    again = subprocess.run(line, shell=True, cwd=ROOT, capture_output=True, text=True, check=False)
     assert again.returncode == 0 and "nothing to do" in again.stdout
 
 
 def test_a_second_run_skips_what_is_finished(finished):
     folder, _ = finished
-    weights = folder / "out" / "checkpoints" / "tokenizer" / "tokenizer" / "step-00000002" / "model.safetensors"
+    weights = folder / "out" / "checkpoints" / "tokenizer" / "tokenizer" / f"step-{STEPS:08d}" / "model.safetensors"
     before = weights.stat().st_mtime_ns
     process = quickstart(folder)
     assert process.returncode == 0
@@ -80,7 +114,8 @@ def test_a_second_run_skips_what_is_finished(finished):
 
 def test_other_settings_do_not_touch_a_finished_stage(finished):
     folder, _ = finished
-    process = quickstart(folder, "--stages.tokenizer.settings.train.num_train_steps=3")
+    process = quickstart(folder, "--stages.tokenizer.settings.train.num_train_steps=101")
     assert process.returncode == 2
     assert "stage tokenizer was run with other settings" in process.stderr
-    assert len(process.stderr.strip().splitlines()) == 1
+    errors = [line for line in process.stderr.splitlines() if not line.startswith("Environment:")]
+    assert len(errors) == 1

@@ -12,7 +12,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from hydra import compose, initialize_config_dir
+try:
+    from hydra import compose, initialize_config_dir
+except ModuleNotFoundError:
+    sys.exit("error: this Python lacks what requirements.txt lists; run it as bash run.sh --mode=generate --config=…")
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException

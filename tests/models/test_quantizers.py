@@ -68,6 +68,37 @@ def test_codes_that_nobody_chose_move_to_vectors_of_the_batch():
     torch.testing.assert_close(quantizer.codebook()[moved], z.expand(11, -1))
 
 
+def pass_batches(quantizer, batches: list[torch.Tensor]) -> torch.Tensor:
+    for batch in batches:
+        quantizer(batch)
+    return quantizer.embed.detach()
+
+
+def pass_own_half(rank: int, folder: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    torch.manual_seed(1)
+    quantizer = QUANTIZERS["vq-revived"](dim=16)
+    torch.save(pass_batches(quantizer, [batch[rank * 3 : rank * 3 + 3] for batch in few_vectors()]), f"{folder}/{rank}")
+    torch.distributed.destroy_process_group()
+
+
+def few_vectors() -> list[torch.Tensor]:
+    """Batches of 6 clips in which most codes stay unused."""
+    generator = torch.Generator().manual_seed(5)
+    return [torch.randn(6, 1, 16, generator=generator).expand(6, 4, 16) for _ in range(5)]
+
+
+def test_two_processes_move_dead_codes_to_where_one_would_move_them(tmp_path):
+    torch.multiprocessing.spawn(pass_own_half, args=(str(tmp_path),), nprocs=2)
+    torch.manual_seed(1)
+    quantizer = QUANTIZERS["vq-revived"](dim=16)
+    before = quantizer.embed.detach().clone()
+    together = pass_batches(quantizer, few_vectors())
+    assert (together != before).any()
+    for rank in range(2):
+        torch.testing.assert_close(torch.load(tmp_path / str(rank)), together)
+
+
 def test_finite_scalar_codes_are_a_lattice_that_indices_enumerate():
     quantizer = QUANTIZERS["fsq"](dim=16)
     codebook = quantizer.codebook()

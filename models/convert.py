@@ -37,8 +37,9 @@ def convert(source: str | Path, target: str | Path, *, tokenizer_fpath: str | Pa
     config, metadata = header["config"], header["metadata"]
     if is_published:
         if "tokenizer" in config:
-            config = config | {"tokenizer": config["tokenizer"] | {"path": str(tokenizer_fpath)}}
-            metadata = metadata | {"tokenizer_hash": pretrained.content_hash(tokenizer_fpath)}
+            found = pretrained.find_tokenizer(fpath, None, tokenizer_fpath)
+            config = config | {"tokenizer": config["tokenizer"] | {"path": str(found)}}
+            metadata = metadata | {"tokenizer_hash": pretrained.content_hash(found)}
         pretrained.save_weights(model, target, config=config, metadata=metadata)
         return
     file = to_published(model, step=metadata.get("step", 0))

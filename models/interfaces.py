@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-SCHEDULES = ("cosine", "linear", "arccos")
+SCHEDULES = ("cosine", "linear", "arccos", "published")
 
 
 class Clip(Protocol):
@@ -45,7 +45,8 @@ class Sampling:
     """How MaskGIT draws the tokens of new frames (Chang et al., 2022).
 
     steps: passes over the new frames. The *next* rule allows one when it goes frame by frame.
-    schedule: share of tokens still masked after each pass: cosine, linear or arccos.
+    schedule: share of tokens still masked after each pass: cosine, linear or arccos; "published" is the cosine as the
+        published code counts it, one pass ahead, so that its last pass changes nothing.
     temperature: of the softmax from which tokens are drawn; 0 takes the most likely one.
     top_k: draw among the k most likely tokens only; None for all.
     noise: scale of the Gumbel noise on the confidence, annealed to 0 over the passes (4.5 in MaskGIT's ImageNet runs).

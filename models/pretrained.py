@@ -93,7 +93,7 @@ def load(path: str | Path, *, tokenizer_fpath: str | Path | None = None) -> nn.M
     header = read_header(fpath)
     config = header["config"]
     if "tokenizer" in config:
-        found = _find_tokenizer(fpath, config["tokenizer"]["path"], tokenizer_fpath)
+        found = find_tokenizer(fpath, config["tokenizer"]["path"], tokenizer_fpath)
         expected = header["metadata"].get("tokenizer_hash")
         if expected is not None and content_hash(found) != expected:
             raise ValueError(
@@ -211,7 +211,8 @@ def _opened(fpath: Path) -> Iterator[safe_open]:
         raise ValueError(f"{fpath} is truncated or not a weight file ({error}); use another checkpoint") from error
 
 
-def _find_tokenizer(world_fpath: Path, trained_with: str | None, chosen: str | Path | None) -> Path:
+def find_tokenizer(world_fpath: Path, trained_with: str | None, chosen: str | Path | None) -> Path:
+    """A world's tokenizer: the chosen one, else the copy in its run folder, else where it lay when it was trained."""
     if chosen is not None:
         return resolve_fpath(chosen)
     for folder in (world_fpath.parent, world_fpath.parent.parent):

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from omegaconf import DictConfig, OmegaConf
 
-SAMPLE_SCHEDULES = ("cosine", "linear", "arccos")
+SAMPLE_SCHEDULES = ("cosine", "linear", "arccos", "published")
 INFERENCE_METHODS = ("one_go", "autoregressive")
 SCHEDULE_KINDS = ("cosine", "wsd", "constant")
 

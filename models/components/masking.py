@@ -57,8 +57,11 @@ def refine(
         confidence = confidence + sampling.noise * (1 - progress) * noise
     confidence = confidence.masked_fill(~hidden, float("inf"))
     total = hidden.shape[1]
-    # The same count in every clip of the batch, since all began fully masked.
-    still_hidden = int(hidden[0].sum())
-    count = max(1, min(still_hidden - 1, math.floor(total * masked_share(progress, sampling.schedule))))
+    if sampling.schedule == "published":
+        count = math.floor(total * masked_share(min(1.0, progress + 1 / sampling.steps), "cosine"))
+    else:
+        # The same count in every clip of the batch, since all began fully masked.
+        still_hidden = int(hidden[0].sum())
+        count = max(1, min(still_hidden - 1, math.floor(total * masked_share(progress, sampling.schedule))))
     lowest = confidence.topk(count, dim=-1, largest=False).indices
     return drawn, torch.zeros_like(hidden).scatter_(1, lowest, True)

@@ -124,6 +124,16 @@ def test_a_dream_is_the_published_one(name, method, chunk, frames):
     assert_near(ours(dream.frames), golden[f"{method}_video"])
 
 
+@pytest.mark.parametrize("name", WORLDS)
+def test_four_passes_refine_as_the_published_loop_does(name, frames):
+    golden, world = arrays(name), golden_world(name)
+    sampling = Sampling(steps=4, schedule="published")
+    seeds = torch.zeros(2, dtype=torch.int64)
+    dream = world.rollout(frames[:, :2], golden["gen_action_ids"], sampling=sampling, seeds=seeds, chunk=4)
+    assert torch.equal(dream.tokens.flatten(1), golden["one_go_4steps_temp0_ids"])
+    assert not torch.equal(dream.tokens.flatten(1), golden["one_go_ids"])
+
+
 def test_the_sizes_of_the_golden_files_are_read_from_their_shapes():
     world = golden_world("genie_redux")
     assert world.image_size == (32, 32) and world.num_actions == 7 and world.dynamics.max_seq_len == 400
@@ -244,6 +254,15 @@ def test_the_command_converts_there_and_back_bit_exactly(files, tmp_path, capsys
         assert pretrained.read_header(third) == pretrained.read_header(first)
         assert pretrained.content_hash(files[name]) == pretrained.content_hash(first)
         assert pretrained.read_header(first)["metadata"]["step"] == 3
+
+
+def test_the_command_finds_the_tokenizer_beside_a_world(files, tmp_path, capsys):
+    world, target = files["recorded"], tmp_path / "world.safetensors"
+    assert convert.main([f"--input={world}", f"--output={target}"]) == 2
+    assert "set tokenizer_fpath" in capsys.readouterr().err
+    pretrained.copy_weights(files["tokenizer"], world.parent / pretrained.TOKENIZER)
+    assert convert.main([f"--input={world}", f"--output={target}"]) == 0
+    assert pretrained.load(target).num_actions == 15
 
 
 def test_the_command_refuses_what_it_cannot_do_in_one_line(files, tmp_path):

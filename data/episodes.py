@@ -220,8 +220,10 @@ class Episodes:
             expected = (len(frames), *self.image_size, 3)
             if frames.dtype != np.uint8 or frames.shape != expected:
                 raise _damaged(fpath, f"frames are {frames.dtype} {frames.shape}, expected uint8 {expected}")
+            if self.action_names is not None and "actions" not in file:
+                raise _damaged(fpath, "it has no actions, but info.json names some")
             for name in ("actions", "rewards"):
-                if self.action_names is not None and (name not in file or file[name].shape != (len(frames),)):
+                if name in file and file[name].shape != (len(frames),):
                     raise _damaged(fpath, f"{name} must be one per frame ({len(frames)})")
             if table.dtype.names != TABLE.names:
                 raise _damaged(fpath, f"its episode table has {table.dtype}, expected {', '.join(TABLE.names)}")

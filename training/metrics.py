@@ -262,7 +262,7 @@ def load_inception(weights_dir: str | Path) -> tuple[nn.Module | None, str | Non
     """Inception-v3 with the 2048 features of FID, and None; or None and the reason with its cure."""
     fpath = find_inception(weights_dir)
     target = Path(weights_dir) / INCEPTION
-    cure = f"curl -L --create-dirs -o {target} {INCEPTION_URL}"
+    cure = f"python download_models.py --models --fid, or place it at {target} by hand"
     if fpath is None:
         hub = Path(torch.hub.get_dir()) / "checkpoints"
         return None, f"no {INCEPTION} in eval.weights_dir={weights_dir} nor in {hub}; download it with: {cure}"

@@ -96,7 +96,7 @@ def check_fit(model: nn.Module, dataset: ClipDataset, settings: EvalSettings) ->
         if settings.action_to_take >= 0:
             raise ValueError(f"eval.action_to_take={settings.action_to_take} needs a world model; a tokenizer takes -1")
         return
-    if not model.is_latent and dataset.num_actions != model.num_actions:
+    if not model.is_latent and not 0 < dataset.num_actions <= model.num_actions:
         raise ValueError(
             f"eval.dataset_name={settings.dataset_name} has {dataset.num_actions} recorded actions, the model at "
             f"{settings.model_fpath} expects {model.num_actions}; choose another dataset or model"

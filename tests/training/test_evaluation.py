@@ -366,7 +366,7 @@ def test_metrics_json_has_the_schema_and_pictures_lie_beside_it(root, kind, caps
     assert results["protocol"]["train_steps"] == 300
     low, high = results["psnr_ci95"]
     assert low <= results["psnr"] <= high
-    assert results["fid"] is None and "curl" in results["fid_missing"]
+    assert results["fid"] is None and "download_models.py --models --fid" in results["fid_missing"]
     is_world = kind != "tokenizer"
     for key in ("delta_psnr", "delta_psnr_last", "copy_last_psnr", "ceiling_psnr", "psnr_gain_h2_10", "action_usage"):
         assert (results[key] is not None) == is_world

@@ -245,7 +245,12 @@ def test_missing_inception_weights_name_the_folder_and_the_command(tmp_path, mon
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
     network, reason = metrics.load_inception(tmp_path)
     assert network is None
-    assert str(tmp_path) in reason and "download it with: curl" in reason and INCEPTION in reason and "\n" not in reason
+    assert (
+        str(tmp_path) in reason
+        and "download_models.py --models --fid" in reason
+        and INCEPTION in reason
+        and "\n" not in reason
+    )
 
 
 def test_damaged_inception_weights_are_named_and_never_unpickled(tmp_path):

@@ -91,8 +91,9 @@ def run(line: str, cwd: Path) -> str:
 @pytest.mark.parametrize("line", TRAINING)
 def test_a_training_line_runs(line, checkout):
     config = next((word for word in SMALL_GROUPS if f"--config={word}.yaml" in line), "tokenizer")
+    name = "--name=on_a_given_tokenizer" if "tokenizer_fpath" in line else ""
     line = line.replace("=P", f"={checkout / TOKENIZER}").replace("=D ", f"={checkout}/data_generation/datasets ")
-    output = run(f"{line.replace('=N ', '=coinrun_v2.0.0 ')} {SMALL_TRAINING} {SMALL_GROUPS[config]}", checkout)
+    output = run(f"{line.replace('=N ', '=coinrun_v2.0.0 ')} {SMALL_TRAINING} {SMALL_GROUPS[config]} {name}", checkout)
     assert "step-00000001" in output or "nothing to do" in output
 
 

@@ -464,8 +464,8 @@ def test_a_dataset_with_other_frames_or_actions_is_one_line(root):
     settings = EvalSettings.from_config(cfg.eval)
     dataset = evaluation.preparation.open_dataset(settings, frame_skip=1)
     model = build_model(cfg.network)
-    model.num_actions = 7
-    with pytest.raises(ValueError, match=r"has 3 recorded actions, .* expects 7"):
+    model.num_actions = 2
+    with pytest.raises(ValueError, match=r"has 3 recorded actions, .* expects 2"):
         evaluation.preparation.check_fit(model, dataset, settings)
     model.image_size = (64, 64)
     with pytest.raises(ValueError, match=r"are 16x16, .* expects 64x64"):

@@ -15,7 +15,6 @@ class LatentActions(nn.Module):
     """
 
     is_latent = True
-    needs = frozenset({"frames"})
 
     def __init__(self, *, lam: LatentActionModel, detach: bool):
         super().__init__()
@@ -39,7 +38,6 @@ class RecordedActions(nn.Module):
     """Actions as recorded with the frames, one-hot."""
 
     is_latent = False
-    needs = frozenset({"actions"})
 
     def __init__(self, *, num_actions: int):
         super().__init__()

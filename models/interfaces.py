@@ -29,7 +29,7 @@ class StepOutput(NamedTuple):
 
 
 class Observed(NamedTuple):
-    """What an action source may look at; it names what it needs in `needs`."""
+    """What an action source may look at."""
 
     frames: Tensor | None = None  # (B, T, C, H, W) in [0, 1]
     actions: Tensor | None = None  # (B, T-1)
@@ -88,7 +88,6 @@ class ActionSource(Protocol):
     num_actions: int
     dim: int
     is_latent: bool  # learned from video alone
-    needs: frozenset[str]  # of {"frames", "actions"}
 
     def forward(self, seen: Observed, step: int) -> tuple[Tensor, StepOutput]: ...  # (B, T-1, dim) and its own loss
     def infer(self, seen: Observed) -> Tensor: ...  # (B, T-1) indices

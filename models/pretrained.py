@@ -29,7 +29,7 @@ TOKENIZER = "tokenizer.safetensors"
 def save_weights(module: nn.Module, fpath: Path, *, config: dict, metadata: dict | None = None) -> None:
     """Write a module's state and how to build it, atomically.
 
-    config: the resolved `model` node. metadata: JSON-able facts that go into the header (step, seconds, hashes, …).
+    config: the resolved `network` node. metadata: JSON-able facts that go into the header (step, seconds, hashes, …).
     A frozen tokenizer inside a world is left out; put its `content_hash` into metadata as "tokenizer_hash".
     """
     fpath = Path(fpath)

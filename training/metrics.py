@@ -6,6 +6,7 @@ pools those over the processes: division comes last, so that any number of proce
 """
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -54,12 +55,12 @@ class ClipValues:
         return mean_and_interval(values.reshape(len(values), -1).mean(axis=1) if values.size else values)
 
 
-class FrameMetric(ClipValues):
+class FrameMetric(ClipValues, ABC):
     """A metric of single frames; a subclass gives `score`."""
 
+    @abstractmethod
     def score(self, predicted: Tensor, target: Tensor) -> Tensor:
         """(N, C, H, W) twice, fp32 in [0, 1] -> (N,)."""
-        raise NotImplementedError
 
     def update(self, predicted: Tensor, target: Tensor, numbers: Iterable[int]) -> Tensor:
         """Compare (B, T, C, H, W) frames of the clips with these numbers. Returns the values, (B, T)."""

@@ -1,10 +1,6 @@
 """Evaluation against oracles: games whose true future is known, seen by models that are perfect, blind or lazy."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,8 +22,8 @@ from training.settings import EvalSettings
 from training.setup import build_model
 
 from .workers import tiny
+from .workers.launch import launch
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 SIZE, NUM_ACTIONS, PROMPT, HORIZON = 16, 5, 2, 6
 
 
@@ -389,24 +385,10 @@ def test_control_draws_pictures_and_measures_nothing(root):
     assert "metrics.json" not in written
 
 
-def launch(num_processes, cfg_fpath):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}",
-         "-m", "tests.training.workers.evaluate", str(cfg_fpath)],
-        cwd=REPOSITORY,
-        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )  # fmt: skip
-    try:
-        output, _ = process.communicate(timeout=120)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)  # torchrun's workers too
-    assert process.returncode == 0, output
-    return output
+def evaluate_in(num_processes: int, cfg_fpath: Path) -> str:
+    process = launch(num_processes, "tests.training.workers.evaluate", str(cfg_fpath))
+    assert process.returncode == 0, process.stdout
+    return process.stdout
 
 
 @pytest.mark.parametrize("kind", ["genie_redux", "tokenizer"])
@@ -415,7 +397,7 @@ def test_two_processes_write_the_metrics_of_one(root, kind):
     two = configure(kind, root, eval__save_root_dpath=root / "two")
     expected = run(one)[kind]
     OmegaConf.save(two, root / "two.yaml")
-    output = launch(2, root / "two.yaml")
+    output = evaluate_in(2, root / "two.yaml")
     assert output.count("written to") == 1
     assert "pooled features are those of the whole" in output
     folder = root / "two" / kind / "noise" / kind

@@ -1,10 +1,7 @@
 """Two processes (gloo) compute what one computes on the joint batch, and both hold the same weights."""
 
 import json
-import os
-import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,32 +9,16 @@ import torch
 from safetensors.torch import load_file
 
 from tests.training.workers import tiny
+from tests.training.workers.launch import launch
 from tests.training.workers.tiny import configure
 from training.trainer import train
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 COMMON = {"linear": True, "train__num_train_steps": 3, "optimizer__max_grad_norm": 0.05, "train__validate_every": 3}
 COMMON |= {"optimizer__kind": "constant"}
 
 
-def launch(root: Path, *words: str) -> subprocess.CompletedProcess:
-    """Start two processes as run.sh does on a machine without GPUs; `accelerate launch` would start one."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-         "-m", "tests.training.workers.two_processes", str(root), *words],
-        cwd=REPOSITORY,
-        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )  # fmt: skip
-    try:
-        output, _ = process.communicate(timeout=120)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)  # torchrun's workers too
-    return subprocess.CompletedProcess(process.args, process.returncode, output)
+def launch_two(root: Path, *words: str) -> subprocess.CompletedProcess:
+    return launch(2, "tests.training.workers.two_processes", str(root), *words)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +28,7 @@ def trained_twice(tmp_path_factory) -> Path:
     for kind in tiny.KINDS:  # data and the frozen tokenizer are written before two processes look for them
         configure(kind, root)
     words = [f"{key}={value}" for key, value in COMMON.items()]
-    done = launch(root, *tiny.KINDS, *words, "train__batch_size=2", "train__grad_accum=2")
+    done = launch_two(root, *tiny.KINDS, *words, "train__batch_size=2", "train__grad_accum=2")
     assert done.returncode == 0, done.stdout
     return root
 
@@ -99,7 +80,7 @@ def test_both_processes_hold_the_same_weights(trained_twice, kind):
 
 def test_a_bad_loss_on_one_process_stops_both(tmp_path):
     configure("noisy_line", tmp_path)
-    done = launch(tmp_path, "one_bad_rank")
+    done = launch_two(tmp_path, "one_bad_rank")
     assert done.returncode == 0, done.stdout
     for rank in (0, 1):
         text = (tmp_path / f"rank-{rank}.txt").read_text()

@@ -4,7 +4,8 @@
 #   bash run.sh --config=NAME.yaml [--mode=MODE] [--num_processes=N] [--key.sub=value ...]
 #
 #   --config=NAME.yaml      an entry of configs/ or the path of a yaml of your own; tokenizer.yaml without this
-#   --mode=MODE             train | eval; pipeline is the mode of quickstart.yaml;
+#   --mode=MODE             train | eval; tokenize writes the tokens that --train.token_cache=true reads;
+#                           pipeline is the mode of quickstart.yaml;
 #                           test runs pytest and hands it the other arguments;
 #                           generate is data_generation/generate.py, with its own configs
 #   --num_processes=N       processes in all: one per GPU, or any number on CPU

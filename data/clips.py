@@ -5,11 +5,11 @@ skipped, so that resuming, another number of processes and another number of loa
 """
 
 import itertools
-import math
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,9 +19,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data.episodes import Episodes
+from data.order import hash64, shuffled
 
 BATCHES_AHEAD = 2  # prepared by the background thread while the device works on the current one
-FEISTEL_ROUNDS = 3  # of two shifts each
+PLANNED = 64  # batches whose clips are looked up at once: numpy takes as long for one as for some dozens
 
 
 class Clip(NamedTuple):
@@ -30,8 +31,8 @@ class Clip(NamedTuple):
     frames: Tensor | None  # (B, T, C, H, W) RGB: uint8 until `to` brings it to the device, then float32 in [0, 1]
     actions: Tensor | None  # (B, T-1) int64: actions[:, t] leads from frame t to t+1
     tokens: Tensor | None = None  # (B, L, h, w) int64, when read from a token cache
-    rewards: Tensor | None = None  # (B, T-1) float32, follows the action
-    ends: Tensor | None = None  # (B, T-1) bool
+    rewards: Tensor | None = None  # (B, T-1) float32: what actions[:, t] brought (`ClipDataset`)
+    ends: Tensor | None = None  # (B, T-1) bool: frame t+1 is the last of an episode that came to its end
     seeds: Tensor | None = None  # (B,) int64 >= 0: keys every random draw made for the clip
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> "Clip":
@@ -50,20 +51,35 @@ class ClipDataset(Dataset):
     Starts are all frames, or with `seq_step` the multiples of it, counted from the episode's first frame. The index
     is one number per episode, so that opening takes no longer for more clips. Raises ValueError or FileNotFoundError
     with one line for missing or damaged data and where no episode is long enough.
+
+    Clips have `rewards` and `ends` where `with_rewards` asks for them and the dataset holds rewards. rewards[:, t] is
+    the sum of what came from frame t (inclusive) to frame t+1 (exclusive). No frame follows an episode's last action,
+    so what that brought (in CoinRun, all there is) counts as brought by the step to the last frame: the rewards of a
+    clip of a whole episode add up to its return, less what came at the frames that `frame_skip` leaves over at its
+    end. ends[:, t] says that frame t+1 is that last frame, and that the game ended there (coin, death), not a limit.
     """
 
     def __init__(
-        self, root: Path | str, name: str, split: str, num_frames: int, *, frame_skip: int = 1, seq_step: int = 1
+        self,
+        root: Path | str,
+        name: str,
+        split: str,
+        num_frames: int,
+        *,
+        frame_skip: int = 1,
+        seq_step: int = 1,
+        with_rewards: bool = False,
     ):
         for key, value in (("num_frames", num_frames), ("frame_skip", frame_skip), ("seq_step", seq_step)):
             if value < 1:
                 raise ValueError(f"{key}={value} must be at least 1")
         self.episodes = Episodes(root, name, split)
         self.num_frames, self.frame_skip, self.seq_step = num_frames, frame_skip, seq_step
+        self.with_rewards = with_rewards and self.episodes.has_rewards
         span = (num_frames - 1) * frame_skip + 1
         lengths = self.episodes.lengths
         windows = np.where(lengths >= span, (lengths - span) // seq_step + 1, 0)
-        self._ends = np.cumsum(windows)
+        self.ends = np.cumsum(windows)  # (E,) windows in the episodes up to each one, itself included
         if not len(self):
             raise ValueError(
                 f"num_frames={num_frames} at frame_skip={frame_skip} needs {span} frames, but the longest episode of "
@@ -71,7 +87,7 @@ class ClipDataset(Dataset):
             )
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return int(self.ends[-1])
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -89,8 +105,8 @@ class ClipDataset(Dataset):
         return int(episodes[0]), int(starts[0])
 
     def _locate(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        episodes = np.searchsorted(self._ends, indices, side="right")
-        before = np.where(episodes > 0, self._ends[episodes - 1], 0)
+        episodes = np.searchsorted(self.ends, indices, side="right")
+        before = np.where(episodes > 0, self.ends[episodes - 1], 0)
         return episodes, (indices - before) * self.seq_step
 
     def level_seed(self, index: int) -> int:
@@ -103,20 +119,39 @@ class ClipDataset(Dataset):
 
     def batch(self, indices: np.ndarray, seeds: np.ndarray | None = None) -> Clip:
         """The windows as one batch. Frames are a (B, T, C, H, W) view of (B, T, H, W, C) memory: copied once."""
-        height, width = self.image_size
         episodes, starts = self._locate(indices)
-        frames = np.empty((len(indices), self.num_frames, height, width, 3), np.uint8)
-        self.episodes.gather("frames", episodes, starts, frames, self.frame_skip)
-        actions = None
-        if self.episodes.has_actions:
-            actions = np.empty((len(indices), self.num_frames - 1), np.int64)
-            if self.num_frames > 1:
-                self.episodes.gather("actions", episodes, starts, actions, self.frame_skip)
+        rewards, ends = self._outcomes(episodes, starts) if self.with_rewards else (None, None)
         return Clip(
-            frames=torch.from_numpy(frames).permute(0, 1, 4, 2, 3),
-            actions=None if actions is None else torch.from_numpy(actions),
+            frames=self._frames(episodes, starts),
+            actions=self._actions(episodes, starts) if self.episodes.has_actions else None,
+            rewards=rewards,
+            ends=ends,
             seeds=None if seeds is None else torch.from_numpy(seeds),
         )
+
+    def _frames(self, episodes: np.ndarray, starts: np.ndarray) -> Tensor | None:
+        height, width = self.image_size
+        frames = np.empty((len(episodes), self.num_frames, height, width, 3), np.uint8)
+        self.episodes.gather("frames", episodes, starts, frames, self.frame_skip)
+        return torch.from_numpy(frames).permute(0, 1, 4, 2, 3)
+
+    def _actions(self, episodes: np.ndarray, starts: np.ndarray) -> Tensor:
+        actions = np.empty((len(episodes), self.num_frames - 1), np.int16)
+        if self.num_frames > 1:
+            self.episodes.gather("actions", episodes, starts, actions, self.frame_skip)
+        return torch.from_numpy(actions.astype(np.int64))
+
+    def _outcomes(self, episodes: np.ndarray, starts: np.ndarray) -> tuple[Tensor, Tensor]:
+        num_steps = self.num_frames - 1
+        every = np.empty((len(episodes), num_steps * self.frame_skip + 1), np.float32)
+        self.episodes.gather("rewards", episodes, starts, every)
+        rewards = every[:, :-1].reshape(len(episodes), num_steps, self.frame_skip).sum(2)
+        ends = np.zeros(rewards.shape, bool)
+        if num_steps:
+            is_last = starts + every.shape[1] == self.episodes.lengths[episodes]
+            rewards[is_last, -1] += every[is_last, -1]
+            ends[:, -1] = is_last & self.episodes.came_to_an_end(episodes)
+        return torch.from_numpy(rewards), torch.from_numpy(ends)
 
 
 def training_batches(
@@ -158,50 +193,6 @@ def evaluation_clips(
         yield dataset.batch(starts + hash64(seed, numbers) % (ends - starts), hash64(seed, numbers))
 
 
-# --------------------------------------------------------------------------------------------------------- the order
-
-
-def hash64(seed: int, numbers: np.ndarray) -> np.ndarray:
-    """A well-mixed int64 >= 0 for each (seed, number); numbers are uint64 (SplitMix64, Steele et al., 2014)."""
-    key = _mix(np.array([seed], dtype=np.int64).view(np.uint64))
-    return (_mix(numbers + key) >> np.uint64(1)).astype(np.int64)
-
-
-def shuffled(numbers: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """Which of `size` windows each clip number of a run shows: clips 0…size-1 all of them once, then again, …
-
-    A Feistel network keyed by seed and epoch permutes the cells of a rectangle of just over `size` cells; what falls
-    outside goes round again until it is inside (cycle walking; Black & Rogaway, "Ciphers with arbitrary finite
-    domains", 2002). O(1) memory, any clip without its predecessors.
-    """
-    numbers = numbers.astype(np.uint64)
-    epochs, places = numbers // np.uint64(size), numbers % np.uint64(size)
-    columns = math.isqrt(size - 1) + 1
-    rows = -(-size // columns)
-    keys = _mix(epochs + _mix(hash64(seed, np.zeros(1, np.uint64)).view(np.uint64)))
-    places = _feistel(places, keys, np.uint64(rows), np.uint64(columns))
-    while (outside := places >= size).any():
-        places[outside] = _feistel(places[outside], keys[outside], np.uint64(rows), np.uint64(columns))
-    return places.astype(np.int64)
-
-
-def _feistel(places: np.ndarray, keys: np.ndarray, rows: np.uint64, columns: np.uint64) -> np.ndarray:
-    """A permutation of the places row * columns + column: each round shifts one coordinate by a hash of the other."""
-    row, column = places // columns, places % columns
-    for number in range(0, 2 * FEISTEL_ROUNDS, 2):
-        row = (row + _mix(column + keys + np.uint64(number << 56)) % rows) % rows
-        column = (column + _mix(row + keys + np.uint64(number + 1 << 56)) % columns) % columns
-    return row * columns + column
-
-
-def _mix(values: np.ndarray) -> np.ndarray:
-    """SplitMix64's output function on uint64 arrays, wrapping around."""
-    values = values + np.uint64(0x9E3779B97F4A7C15)
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
-
-
 # ------------------------------------------------------------------------------------------------------- reading ahead
 
 
@@ -217,9 +208,19 @@ class _Batches(Dataset):
     world_size: int
 
     def __getitem__(self, step: int) -> Clip:
-        first = self.clips_consumed + (step * self.world_size + self.rank) * self.batch_size
-        numbers = np.arange(first, first + self.batch_size, dtype=np.uint64)
-        return self.dataset.batch(shuffled(numbers, len(self.dataset), self.seed), hash64(self.seed, numbers))
+        block, place = divmod(step, PLANNED)
+        stride = self.world_size * self.batch_size
+        first = self.clips_consumed + block * PLANNED * stride + self.rank * self.batch_size
+        windows, seeds = _plan(len(self.dataset), self.seed, first, self.batch_size, stride)
+        return self.dataset.batch(windows[place], seeds[place].copy())
+
+
+@lru_cache(maxsize=4)
+def _plan(num_windows: int, seed: int, first: int, batch_size: int, stride: int) -> tuple[np.ndarray, np.ndarray]:
+    """Windows and seeds of `PLANNED` batches, (PLANNED, batch_size) each; batch k starts at clip first + k * stride."""
+    numbers = (first + np.arange(PLANNED)[:, None] * stride + np.arange(batch_size)).astype(np.uint64).ravel()
+    windows, seeds = shuffled(numbers, num_windows, seed), hash64(seed, numbers)
+    return windows.reshape(PLANNED, batch_size), seeds.reshape(PLANNED, batch_size)
 
 
 def _from_thread(batches: _Batches, pin_memory: bool) -> Iterator[Clip]:
@@ -236,13 +237,39 @@ def _from_thread(batches: _Batches, pin_memory: bool) -> Iterator[Clip]:
 
 
 def _from_processes(batches: _Batches, num_workers: int, pin_memory: bool) -> Iterator[Clip]:
-    return iter(
-        DataLoader(
-            batches,
-            batch_size=None,
-            sampler=itertools.count(),
-            num_workers=num_workers,
-            pin_memory=pin_memory,
-            generator=torch.Generator(),  # or the loader draws its workers' seed from torch's global generator
-        )
+    loader = DataLoader(
+        _Reported(batches),
+        batch_size=None,
+        sampler=itertools.count(),
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        generator=torch.Generator(),  # or the loader draws its workers' seed from torch's global generator
     )
+    arriving = iter(loader)
+    while True:
+        try:
+            clip = next(arriving)
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
+                raise
+            raise ValueError(
+                f"a loader process was killed, most likely for want of memory: {num_workers} processes keep up to "
+                f"{2 * num_workers} batches of {batches.batch_size} clips; set num_workers or batch_size lower"
+            ) from None
+        if isinstance(clip, Exception):
+            # A new one: raised itself, it and this frame would hold each other, and the processes, for long.
+            raise type(clip)(*clip.args)
+        yield clip
+
+
+@dataclass(frozen=True)
+class _Reported(Dataset):
+    """Batches, or the one-line error in place of one: raised in a worker it would arrive wrapped in a traceback."""
+
+    batches: _Batches
+
+    def __getitem__(self, step: int) -> Clip | ValueError | OSError:
+        try:
+            return self.batches[step]
+        except (ValueError, OSError) as error:
+            return error

@@ -1,33 +1,38 @@
 """Play a game and store the episodes: `python data_generation/generate.py --config=coinrun_random --n_instances=100`.
 
 Composes `data_generation/configs/<config>.yaml` (or a yaml file of your own) with Hydra, checks it, and writes the
-dataset `<root_dpath>/<name>`. `--list` shows the configs, `--help` the keys.
+dataset `<root_dpath>/<name>`. `--list` shows the configs, `--help` the keys. The same command goes on where it was
+interrupted. `--shard=i/n`, i from 0 to n-1, does one of n parts, for n jobs or machines that share the folder or whose
+files are put together later; the last of them to end, or this command without `--shard`, completes the dataset.
 """
 
-import difflib
 import os
-import re
+import signal
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 try:
-    from hydra import compose, initialize_config_dir
+    from data_generation.composition import parse, read_values
 except ModuleNotFoundError:
     sys.exit("error: this Python lacks what requirements.txt lists; run it as bash run.sh --mode=generate --config=…")
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from data_generation.settings import Settings
-from data_generation.shards import generate
+from data_generation.shards import Part, Summary, generate
 
+CHECKOUT_DPATH = Path(__file__).resolve().parent.parent
 CONFIGS_DPATH = Path(__file__).resolve().parent / "configs"
 DATASETS_DPATH = Path(__file__).resolve().parent / "datasets"
 DEFAULT_CONFIG = "coinrun_random"
 # How the same data is called in GenieRedux.
-OTHER_NAMES = {"data_gen": "coinrun_random", "data_gen_test_set": "coinrun_random_test"}
+OTHER_NAMES = {
+    "data_gen": "coinrun_random",
+    "data_gen_test_set": "coinrun_random_test",
+    "data_gen_ppo": "coinrun_ppo",
+    "data_gen_ppo_test_set": "coinrun_ppo_test",
+}
+# Games in which more than the arrows does something: they fire with it (Procgen's D, in some W, A and S too).
+FIRING = ("bossfight", "caveflyer", "dodgeball", "fruitbot", "ninja", "plunder", "starpilot")
 
 
 def main(arguments: list[str]) -> int:
@@ -36,103 +41,56 @@ def main(arguments: list[str]) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted; finished shards are kept, the same command goes on from there", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        finished = f" ({error})" if str(error) else ""
+        print(
+            f"\ninterrupted; finished shards are kept{finished}, the same command goes on from there", file=sys.stderr
+        )
         return 130
 
 
 def run(arguments: list[str]) -> int:
-    config, overrides = parse(arguments)
+    config, overrides = parse(arguments, DEFAULT_CONFIG)
     if config in ("--help", "--list"):
         print(usage() if config == "--help" else list_configs())
         return 0
+    part = Part.parse(overrides.pop("shard", "0/1"))
     settings = read_settings(config, overrides)
-    summary = generate(settings)
-    if summary.num_shards:
-        rate = summary.num_frames / max(summary.seconds, 1e-9)
-        print(f"wrote {summary.num_frames:,} frames in {summary.seconds:.1f} s ({rate:,.0f}/s) to {settings.folder}")
-    else:
-        print(f"{settings.folder} is complete and of the same config: nothing to do")
+    if settings.game in FIRING and settings.action_set == "coinrun7":
+        print(f"note: {settings.game} has a fire button, which coinrun7 lacks; --action_set=procgen15 has all buttons")
+    print(_what_happened(settings, generate(settings, part)))
     return 0
 
 
-def parse(arguments: list[str]) -> tuple[str, dict[str, str]]:
-    """The config's name (or --help, --list) and the overrides as text by key; the last of several for a key wins."""
-    config, overrides = DEFAULT_CONFIG, {}
-    waiting = list(arguments)
-    while waiting:
-        argument = waiting.pop(0)
-        if argument in ("--help", "-h", "--list"):
-            return "--help" if argument == "-h" else argument, {}
-        if argument == "--config":
-            if not waiting:
-                raise ValueError("--config needs a name, as in --config=coinrun_random")
-            config = waiting.pop(0)
-            continue
-        key, equals, value = argument.removeprefix("--").partition("=")
-        if not equals or not argument.startswith("--"):
-            raise ValueError(f"{argument} is not of the form --key=value")
-        if key == "config":
-            config = value
-        else:
-            overrides[key] = value
-    return config, overrides
+def _what_happened(settings: Settings, summary: Summary) -> str:
+    rate = summary.num_frames / max(summary.seconds, 1e-9)
+    wrote = f"wrote {summary.num_frames:,} frames in {summary.seconds:.1f} s ({rate:,.0f}/s) to {settings.folder}"
+    if summary.was_complete:
+        return f"{settings.folder} is complete and of the same config: nothing to do"
+    if summary.num_missing:
+        return (
+            f"{wrote}; {summary.num_missing} shards of other parts are still missing: the last job to end, or this "
+            "command without --shard, completes the dataset"
+        )
+    return wrote if summary.num_shards else f"{settings.folder}: all shards were there, info.json is written"
 
 
 def read_settings(config: str, overrides: dict[str, str]) -> Settings:
     """Compose a config and check it; every mistake is a ValueError of one line."""
-    values = OmegaConf.to_container(_compose(config, []), resolve=True)
     known = list(Settings.__dataclass_fields__)
-    for key in [*values, *overrides]:
-        if key not in known:
-            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            hint = f"; did you mean {nearest[0]}?" if nearest else f"; known: {', '.join(known)}"
-            raise ValueError(f"unknown key {key}{hint}")
-    missing = [key for key in known if key not in values]
-    if missing:
-        raise ValueError(
-            f"config {config} lacks {', '.join(missing)}; start it with `defaults: [{DEFAULT_CONFIG}, _self_]`"
-        )
-    lines = [f"{key}={_quoted(value)}" for key, value in overrides.items()]
-    values = OmegaConf.to_container(_compose(config, lines), resolve=True)
+    values = read_values(CONFIGS_DPATH, config, overrides, known, base=DEFAULT_CONFIG, other_names=OTHER_NAMES)
     values["version"] = str(values["version"])
     values["root_dpath"] = str(values["root_dpath"] or DATASETS_DPATH)
     values["n_workers"] = values["n_workers"] or _num_cores()
+    if values["agent_fpath"] is not None:
+        values["agent_fpath"] = _find_agent(str(values["agent_fpath"]))
     return Settings(**values)
 
 
-def _quoted(value: str) -> str:
-    """The value in Hydra's grammar: lists, numbers and plain words as they are, anything else as a quoted string."""
-    if re.fullmatch(r"[\w./:+-]+|\[[\d\s.,+e-]*\]", value):
-        return value
-    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
-
-
-def _compose(config: str, overrides: list[str]) -> DictConfig:
-    folder, name = _find_config(config)
-    searchpath = [] if folder == CONFIGS_DPATH else [f"hydra.searchpath=[file://{CONFIGS_DPATH}]"]
-    try:
-        with initialize_config_dir(str(folder), version_base="1.3"):
-            return compose(name, overrides=overrides + searchpath)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(f"config {config}: {str(error).splitlines()[0]}") from None
-    except Exception as error:  # the yaml parser has exceptions of its own, without a common parent worth naming
-        raise ValueError(f"config {config} cannot be read: {' '.join(str(error).split())}") from None
-
-
-def _find_config(config: str) -> tuple[Path, str]:
-    """Folder and stem of a config: one of ours by name or file name, or a path to a yaml file."""
-    path = Path(config)
-    names = sorted(fpath.stem for fpath in CONFIGS_DPATH.glob("*.yaml"))
-    if path.suffix == ".yaml" and path.is_file():
-        return path.resolve().parent, path.stem
-    stem = path.stem if path.suffix in (".yaml", ".json") else path.name
-    stem = OTHER_NAMES.get(stem, stem)
-    if stem in names:
-        return CONFIGS_DPATH, stem
-    nearest = difflib.get_close_matches(stem, names, n=1, cutoff=0.4)
-    hint = f"did you mean {nearest[0]}? " if nearest else ""
-    raise ValueError(f"no config {config}; {hint}known: {', '.join(names)}, or a path to a .yaml file")
+def _find_agent(fpath: str) -> str:
+    """A relative path counts from here, or from this checkout, where the provided agents lie."""
+    ours = CHECKOUT_DPATH / fpath
+    return str(ours) if ours.is_file() and not Path(fpath).is_file() else fpath
 
 
 def _num_cores() -> int:
@@ -156,4 +114,5 @@ def usage() -> str:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # how a cluster stops a job: as Ctrl-C does
     sys.exit(main(sys.argv[1:]))

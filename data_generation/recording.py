@@ -1,4 +1,6 @@
-"""From simulator and policy to episodes: what one worker does."""
+"""From simulators and policy to episodes: what one worker does."""
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -7,37 +9,68 @@ from data_generation.environment import Game, Level
 from data_generation.policy import Policy
 
 REVISION = 1  # of everything that decides which bytes a config gives; raise it when they change
-PROCGEN_TIMEOUT = 1000  # steps after which Procgen itself ends an episode, in every game but a few that have their own
+# Steps after which Procgen itself ends an episode, with the exceptions that its games set themselves.
+TIMEOUT = 1000
+TIMEOUTS = {"bigfish": 6000, "bossfight": 4000, "leaper": 500, "maze": 500, "plunder": 4000}
 
 
-def record_episode(
-    game: Game, policy: Policy, level: int, num_steps_max: int, room: np.ndarray | None = None
-) -> Episode:
-    """Play a level from its first frame until it ends or `num_steps_max` actions were taken, and keep every frame.
+def record_episodes(
+    game: Game, policy: Policy, levels: Sequence[int], num_steps_max: int, room: np.ndarray | None = None
+) -> list[Episode]:
+    """Play levels in lock-step from their first frame until each ends or `num_steps_max` actions were taken.
 
-    T actions are taken at T frames. The frame that follows the last action is never kept: after an end it belongs to
-    another episode, and at our own limit the recording stops there. The frames are a view of `room`, (at least
-    num_steps_max, H, W, 3) uint8, where it is given: new memory for every episode costs a third of the frame rate.
+    T actions are taken at T frames, and all T frames are kept. The frame that follows the last action never is: after
+    an end it belongs to another episode, and at our own limit the recording stops there. Level i's frames are a view
+    of `room`, (at least len(levels) * num_steps_max, H, W, 3) uint8, from i * num_steps_max on, where it is given: new
+    memory for every episode costs a third of the frame rate.
     """
-    simulator = Level(game, level)
-    policy.start(level)
-    frames = np.empty((num_steps_max, *game.picture_shape), np.uint8) if room is None else room
-    actions = np.empty(num_steps_max, np.int16)
-    rewards = np.empty(num_steps_max, np.float32)
-    end_reason = "time_limit"
-    for step in range(num_steps_max):
-        frames[step] = simulator.frame
-        actions[step] = policy.act(simulator.frame)
-        rewards[step], has_ended = simulator.step(int(actions[step]))
+    assert len(levels) <= policy.batch_size, (len(levels), policy.batch_size)
+    if room is None:
+        room = np.empty((len(levels) * num_steps_max, *game.picture_shape), np.uint8)
+    assert len(room) >= len(levels) * num_steps_max, (len(room), len(levels), num_steps_max)
+    rooms = (room[row * num_steps_max : (row + 1) * num_steps_max] for row in range(len(levels)))
+    takes = [Take(game, level, frames) for level, frames in zip(levels, rooms, strict=True)]
+    playing = np.ones(len(levels), bool)
+    policy.start(levels)
+    unfinished = list(enumerate(takes))
+    while unfinished:
+        actions = policy.act([take.simulator.frame for take in takes], playing).tolist()
+        ended = [row for row, take in unfinished if take.step(actions[row])]
+        if ended:
+            playing[ended] = False
+            unfinished = [(row, take) for row, take in unfinished if playing[row]]
+    return [take.episode() for take in takes]
+
+
+class Take:
+    """The recording of one level: its simulator, and what it has shown so far. `frames` (steps, H, W, 3) is filled."""
+
+    def __init__(self, game: Game, level: int, frames: np.ndarray):
+        self.simulator = Level(game, level)
+        self._level, self._frames, self._timeout = level, frames, TIMEOUTS.get(game.game, TIMEOUT)
+        self._actions: list[int] = []
+        self._rewards: list[float] = []
+        self._end_reason = "time_limit"
+
+    def step(self, action: int) -> bool:
+        """Keep the current frame and the action taken at it; whether that was the last one."""
+        self._frames[len(self._actions)] = self.simulator.frame
+        reward, has_ended = self.simulator.step(action)
+        self._actions.append(action)
+        self._rewards.append(reward)
         if has_ended:
-            end_reason = _end_reason(simulator.was_completed(), step + 1)
-            break
-    simulator.close()
-    length = step + 1
-    return Episode(frames[:length], actions[:length], rewards[:length], level, end_reason)
+            self._end_reason = self._why()
+        if has_ended or len(self._actions) == len(self._frames):
+            self.simulator.close()
+            return True
+        return False
 
+    def episode(self) -> Episode:
+        actions, rewards = np.array(self._actions, np.int16), np.array(self._rewards, np.float32)
+        return Episode(self._frames[: len(actions)], actions, rewards, self._level, self._end_reason)
 
-def _end_reason(was_completed: bool, num_steps: int) -> str:
-    if was_completed:
-        return "coin"
-    return "time_limit" if num_steps >= PROCGEN_TIMEOUT else "death"
+    def _why(self) -> str:
+        """Why the simulator ended the episode; in any game "coin" says completed and "death" says lost."""
+        if self.simulator.was_completed():
+            return "coin"
+        return "time_limit" if len(self._actions) >= self._timeout else "death"

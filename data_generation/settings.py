@@ -1,12 +1,13 @@
 """What a dataset is made from: the checked form of the yaml files in `configs/`."""
 
 import difflib
+import hashlib
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from data_generation.environment import ACTION_SETS, LARGEST_SIZE, Game, game_names
-from data_generation.policy import RandomPolicy
+from data_generation.policy import Policy, RandomPolicy
 
 # These say where and how the work is done; everything else decides which bytes come out.
 NOT_OF_THE_CONTENT = ("root_dpath", "n_workers")
@@ -35,33 +36,43 @@ class Settings:
     seed: int
     sticky: float
     action_weights: list[float] | None
+    agent_fpath: str | None
+    agent_epsilon: float
+    agent_batch_size: int
     episodes_per_shard: int
     compression: str | None
     n_workers: int
 
     def __post_init__(self):
         for field in fields(self):
-            _check_type(field.name, field.type, getattr(self, field.name))
-        _check_choice("distribution_mode", self.distribution_mode, ("easy", "hard"))
-        _check_choice("action_set", self.action_set, tuple(ACTION_SETS))
-        _check_choice("compression", self.compression, (None, "lzf", "gzip"))
-        _check_choice("split", self.split, (None, "train", "validation", "test"))
-        _check_choice("game", self.game, tuple(game_names()))
-        _check_range("image_size", self.image_size, 16, LARGEST_SIZE)
-        _check_range("n_instances", self.n_instances, 1, LARGEST_LEVEL)
-        _check_range("n_steps_max", self.n_steps_max, 2, 100_000)
-        _check_range("level_offset", self.level_offset, 0, LARGEST_LEVEL - self.n_instances)
-        _check_range("validation_share", self.validation_share, 0, 1)
-        _check_range("seed", self.seed, 0, LARGEST_LEVEL)
-        _check_range("sticky", self.sticky, 0, 1)
-        _check_range("episodes_per_shard", self.episodes_per_shard, 1, 100_000)
-        _check_range("n_workers", self.n_workers, 1, 1024)
+            check_type(field.name, field.type, getattr(self, field.name))
+        check_choice("distribution_mode", self.distribution_mode, ("easy", "hard"))
+        check_choice("action_set", self.action_set, tuple(ACTION_SETS))
+        check_choice("compression", self.compression, (None, "lzf", "gzip", "blosc"))
+        check_choice("split", self.split, (None, "train", "validation", "test"))
+        check_choice("game", self.game, tuple(game_names()))
+        check_range("image_size", self.image_size, 16, LARGEST_SIZE)
+        check_range("n_instances", self.n_instances, 1, LARGEST_LEVEL)
+        check_range("n_steps_max", self.n_steps_max, 2, 100_000)
+        check_range("level_offset", self.level_offset, 0, LARGEST_LEVEL - self.n_instances)
+        check_range("validation_share", self.validation_share, 0, 1)
+        check_range("seed", self.seed, 0, LARGEST_LEVEL)
+        check_range("sticky", self.sticky, 0, 1)
+        check_range("agent_epsilon", self.agent_epsilon, 0, 1)
+        check_range("agent_batch_size", self.agent_batch_size, 1, 4096)
+        check_range("episodes_per_shard", self.episodes_per_shard, 1, 100_000)
+        check_range("n_workers", self.n_workers, 1, 1024)
         if not self.name or Path(self.name).name != self.name or self.name.startswith("."):
             raise ValueError(f"name={self.name!r} must be the name of a folder in root_dpath, without slashes")
         names = ACTION_SETS[self.action_set]
         weights = self.action_weights
         if weights is not None and (len(weights) != len(names) or min(weights) < 0 or sum(weights) <= 0):
             raise ValueError(f"action_weights={weights} must be {len(names)} numbers >= 0, for {' '.join(names)}")
+        if self.agent_fpath is not None and not Path(self.agent_fpath).is_file():
+            raise ValueError(
+                f"agent_fpath={self.agent_fpath} does not exist; set it to a file of data_generation/train_agent.py, "
+                "or to null for random actions"
+            )
 
     @property
     def folder(self) -> Path:
@@ -73,13 +84,28 @@ class Settings:
 
     @property
     def content(self) -> dict[str, Any]:
-        """The settings that decide which bytes come out."""
-        return {key: value for key, value in asdict(self).items() if key not in NOT_OF_THE_CONTENT}
+        """The settings that decide which bytes come out; an agent counts by what its file holds."""
+        content = {key: value for key, value in asdict(self).items() if key not in NOT_OF_THE_CONTENT}
+        if self.agent_fpath is None:
+            return {key: value for key, value in content.items() if not key.startswith("agent_")}
+        del content["agent_fpath"]
+        return content | {"agent_sha256": hashlib.sha256(Path(self.agent_fpath).read_bytes()).hexdigest()}
 
-    def policy(self) -> RandomPolicy:
-        num_actions = len(ACTION_SETS[self.action_set])
-        return RandomPolicy(
-            num_actions, self.n_steps_max, seed=self.seed, sticky=self.sticky, weights=self.action_weights
+    def policy(self) -> Policy:
+        """Who plays: the agent where one is named, else random actions."""
+        common = {"seed": self.seed, "sticky": self.sticky, "weights": self.action_weights}
+        if self.agent_fpath is None:
+            return RandomPolicy(len(ACTION_SETS[self.action_set]), self.n_steps_max, **common)
+        from data_generation.agent import AgentPolicy, load_agent  # torch, for agents alone
+
+        agent = load_agent(self.agent_fpath)
+        if (agent.game, agent.action_names) != (self.game, ACTION_SETS[self.action_set]):
+            raise ValueError(
+                f"agent_fpath={self.agent_fpath} plays {agent.game} with {len(agent.action_names)} actions, not "
+                f"game={self.game} with action_set={self.action_set}; set another agent or game"
+            )
+        return AgentPolicy(
+            agent, self.n_steps_max, epsilon=self.agent_epsilon, batch_size=self.agent_batch_size, **common
         )
 
     def levels(self) -> dict[str, range]:
@@ -92,7 +118,7 @@ class Settings:
         return {split: levels for split, levels in splits.items() if len(levels)}
 
 
-def _check_type(key: str, expected: Any, value: Any) -> None:
+def check_type(key: str, expected: Any, value: Any) -> None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     fits = {
         str: isinstance(value, str),
@@ -100,6 +126,9 @@ def _check_type(key: str, expected: Any, value: Any) -> None:
         int: is_number and isinstance(value, int),
         float: is_number,
         str | None: value is None or isinstance(value, str),
+        int | None: value is None or (is_number and isinstance(value, int)),
+        float | None: value is None or is_number,
+        list[int]: isinstance(value, list) and all(isinstance(item, int) for item in value),
         list[float] | None: value is None
         or (isinstance(value, list) and all(isinstance(item, int | float) for item in value)),
     }[expected]
@@ -107,13 +136,13 @@ def _check_type(key: str, expected: Any, value: Any) -> None:
         raise ValueError(f"{key}={value!r} must be {getattr(expected, '__name__', expected)}")
 
 
-def _check_choice(key: str, value: str | None, choices: tuple[str | None, ...]) -> None:
+def check_choice(key: str, value: str | None, choices: tuple[str | None, ...]) -> None:
     if value not in choices:
         nearest = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1, cutoff=0.5)
         hint = f"; did you mean {nearest[0]}?" if nearest else ""
         raise ValueError(f"{key}={value} is not one of {', '.join(str(choice or 'null') for choice in choices)}{hint}")
 
 
-def _check_range(key: str, value: float, low: float, high: float) -> None:
+def check_range(key: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
         raise ValueError(f"{key}={value} is outside {low} to {high}")

@@ -14,13 +14,14 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig
 
 from training import command_line
-from training.settings import EvalSettings, ScheduleSettings, TrainSettings
+from training.settings import EvalSettings, ScheduleSettings, TokenizeSettings, TrainSettings
 
 # mode -> the function that does it, given the composed configuration
 WORK = {
     "train": "training.trainer:train",
     "eval": "training.evaluation:run",
     "pipeline": "training.pipeline:run",
+    "tokenize": "training.tokenization:run",
 }
 USER_ERRORS = (ValueError, OSError)
 SECONDS_FOR_FIRST_PROCESS = 3.0  # the launcher ends all others as soon as one has failed
@@ -63,7 +64,7 @@ def run(words: list[str]) -> None:
     if command.only_checks:
         return
     check_world_size()
-    if cfg.mode == "train":
+    if cfg.mode in ("train", "tokenize"):
         use_default_tokenizer(cfg)
     module, function = WORK[cfg.mode].split(":")
     getattr(importlib.import_module(module), function)(cfg)
@@ -86,6 +87,11 @@ def check(cfg: DictConfig) -> None:
         TrainSettings.from_config(cfg.train)
         EvalSettings.from_config(cfg.eval)
         ScheduleSettings.from_optimizer(cfg.optimizer)
+    if cfg.mode == "tokenize":
+        if "tokenize" not in cfg or "frozen_tokenizer" not in cfg:
+            raise ValueError("mode=tokenize needs the config of a world, such as --config=genie_redux_guided.yaml")
+        TrainSettings.from_config(cfg.train)
+        TokenizeSettings.from_config(cfg.tokenize)
 
 
 def check_world_size() -> None:
@@ -96,7 +102,7 @@ def check_world_size() -> None:
 
 
 def use_default_tokenizer(cfg: DictConfig) -> None:
-    """Point a world's training at the tokenizer that `--config=tokenizer.yaml` leaves behind, unless told otherwise."""
+    """Point a world at the tokenizer that `--config=tokenizer.yaml` leaves behind, unless told otherwise."""
     if "frozen_tokenizer" not in cfg or cfg.tokenizer_fpath is not None:
         return
     default = Path(cfg.train.save_root_dpath) / "tokenizer" / "tokenizer"

@@ -88,9 +88,11 @@ class TrainSettings(Settings):
     batch_size: int
     grad_accum: int
     num_workers: int
+    token_cache: bool
     num_train_steps: int
     max_train_seconds: float | None
     mixed_precision: str | None
+    gradient_checkpointing: bool
     ema_decay: float | None
     seed: int
     log_every: int
@@ -193,6 +195,22 @@ class EvalSettings(Settings):
             )
         if self.delta_psnr_horizon > self.sample_num_frames:
             self.fail("delta_psnr_horizon", f"at most eval.sample_num_frames = {self.sample_num_frames}")
+
+
+@dataclass(frozen=True)
+class TokenizeSettings(Settings):
+    """What `configs/tokenize/default.yaml` holds; the comments there say what each key means."""
+
+    group: ClassVar[str] = "tokenize"
+
+    splits: list[str]
+    seq_step: int
+    batch_size: int
+
+    def check(self) -> None:
+        self.at_least(1, "seq_step", "batch_size")
+        if not self.splits or not set(self.splits) <= {"train", "validation", "test"}:
+            self.fail("splits", "some of train, validation, test, such as [train]")
 
 
 @dataclass(frozen=True)

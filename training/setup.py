@@ -37,6 +37,20 @@ def build_model(node: DictConfig) -> nn.Module:
         raise ValueError(f"cannot build the model: {str(cause or error).splitlines()[0]}") from error
 
 
+def checkpoint_gradients(model: nn.Module) -> None:
+    """Switch gradient checkpointing on wherever a model has it (`STTransformer.gradient_checkpointing`).
+
+    Raises ValueError for a model that has none.
+    """
+    parts = [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]
+    if not parts:
+        raise ValueError(
+            f"train.gradient_checkpointing is true, but nothing in {type(model).__name__} has it; set it to false"
+        )
+    for part in parts:
+        part.gradient_checkpointing = True
+
+
 def check_fit(model: nn.Module, dataset: ClipDataset, settings: TrainSettings) -> None:
     """Raise ValueError where a model cannot be trained on a dataset: other frames, unknown actions, clips too long."""
     name = settings.dataset_name

@@ -8,17 +8,18 @@ from typing import Any
 
 from accelerate.utils import set_seed
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from data.clips import ClipDataset, training_batches
 from models import pretrained
-from training import checkpoint, messages, optimizers
+from training import checkpoint, messages, optimizers, tokenization
 from training.logs import Averages, Progress, RunLog, Stretch, duration
 from training.objectives import MODEL, Objective, Part, one_loss
 from training.processes import Agreement, FiniteGuard, Interrupts
 from training.schedules import Schedule
 from training.scorers import chunk_of, sampling_of
-from training.settings import EvalSettings, ScheduleSettings, TrainSettings
-from training.setup import build_model, check_fit, load_weights, make_accelerator
+from training.settings import EvalSettings, ScheduleSettings, TokenizeSettings, TrainSettings
+from training.setup import build_model, check_fit, checkpoint_gradients, load_weights, make_accelerator
 from training.state import TrainingState
 from training.validation import dreamed_in_training, validation_scores, write_samples
 
@@ -58,7 +59,11 @@ class Trainer:
         self.tokenizer_fpath = None if tokenizer is None else pretrained.resolve_fpath(tokenizer["path"])
         self.tokenizer_hash = None if tokenizer is None else pretrained.content_hash(self.tokenizer_fpath)
         model = build_model(cfg.network).to(self.accelerator.device)
+        if settings.gradient_checkpointing:
+            checkpoint_gradients(model)
         check_fit(model, self.dataset, settings)
+        if settings.token_cache:
+            self.dataset = self._open_token_cache(model)
         if hasattr(model, "rollout") and self.rolling is not None:
             rolling = dreamed_in_training(self.rolling, settings)
             model.dynamics.rule.check(sampling_of(rolling), chunk_of(rolling))
@@ -313,6 +318,14 @@ class Trainer:
     def _print(self, text: str) -> None:
         if self.accelerator.is_main_process:
             print(text, flush=True)
+
+    def _open_token_cache(self, model: nn.Module) -> ClipDataset:
+        if self.tokenizer_fpath is None:
+            raise ValueError("train.token_cache is true, but a tokenizer trains on frames; set it to false")
+        settings = TokenizeSettings.from_config(self.cfg.tokenize)
+        recipe = tokenization.recipe_of(self.settings, settings, self.tokenizer_fpath, self.tokenizer_hash)
+        command = messages.command(self, "--mode=tokenize")
+        return tokenization.cached_clips(model, self.settings, recipe, self.accelerator.device, command)
 
     def _open_dataset(self, split: str, *, seq_step: int) -> ClipDataset:
         settings = self.settings

@@ -2,11 +2,15 @@
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from models.components.attention import Attention, BiaslessLayerNorm, GatedFeedForward, PositionGenerator
+from models.components.attention import Attention, BiaslessLayerNorm, GatedFeedForward
+from models.components.position_generator import PositionGenerator
 from models.components.positions import causal_alibi
+from models.components.recompute import add
 
 AXES = ("spatial", "temporal")
+AXIS_DIM = {"spatial": 2, "temporal": 1}  # of (B, T, h·w, D)
 
 
 class STBlock(nn.Module):
@@ -37,19 +41,14 @@ class STBlock(nn.Module):
 
     def forward(self, x: Tensor, biases: dict[str, Tensor]) -> Tensor:
         """x: (B, T, h, w, D)."""
-        batch, num_frames, h, w, dim = x.shape
         for axis in self.axes:
-            x = x + self.get_submodule(f"{axis}_peg")(x)
+            x = self.get_submodule(f"{axis}_peg")(x)
+            rows = x.flatten(2, 3)
             attention = self.get_submodule(f"{axis}_attention")
-            if axis == "spatial":
-                x = x + attention(x.reshape(-1, h * w, dim), biases[axis]).view_as(x)
-            else:
-                rows = x.reshape(batch, num_frames, h * w, dim).transpose(1, 2).reshape(-1, num_frames, dim)
-                out = attention(rows, biases[axis])
-                x = x + out.view(batch, h * w, num_frames, dim).transpose(1, 2).reshape(x.shape)
+            x = add(rows, attention(rows, biases[axis], dim=AXIS_DIM[axis])).view_as(x)
             feed_forward = getattr(self, f"{axis}_ff", None)
             if feed_forward is not None:
-                x = x + feed_forward(x)
+                x = add(x, feed_forward(x))
         return x
 
 
@@ -59,6 +58,8 @@ class STTransformer(nn.Module):
     order: "spatial_first" (encoders, dynamics) or "temporal_first" (decoders).
     modulation_dim: width of a per-frame condition that scales and shifts the stream before every block
     (FiLM, Perez et al., 2018); None for none, as published.
+    gradient_checkpointing: an attribute, false at first. True keeps a block's input alone for the backward pass, which
+    runs the block again.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class STTransformer(nn.Module):
         if feed_forwards not in ("both", "last"):
             raise ValueError(f"feed_forwards is {feed_forwards!r}, expected both or last")
         self.heads = heads
+        self.gradient_checkpointing = False
         axes = AXES if order == "spatial_first" else AXES[::-1]
         self.layers = nn.ModuleList(
             STBlock(dim, heads, dim_head, ff_mult, axes=axes, feed_forwards=feed_forwards, norm_keys=norm_keys)
@@ -95,10 +97,18 @@ class STTransformer(nn.Module):
         """x: (B, T, h, w, D); spatial_bias: (heads, h·w, h·w); condition: (B, T, modulation_dim)."""
         temporal_bias = causal_alibi(x.shape[1], self.heads, x.device)
         biases = {"spatial": spatial_bias, "temporal": temporal_bias}
-        for index, layer in enumerate(self.layers):
-            if self.modulations is not None:
-                assert condition is not None, "a modulated transformer needs its condition"
-                scale, shift = self.modulations[index](condition)[:, :, None, None].chunk(2, dim=-1)
-                x = torch.addcmul(x + shift, x, scale)
-            x = layer(x, biases)
+        run = self._checkpointed if self.gradient_checkpointing and torch.is_grad_enabled() else self._block
+        for index in range(len(self.layers)):
+            x = run(index, x, biases, condition)
         return self.norm_out(x)
+
+    def _checkpointed(self, *inputs) -> Tensor:
+        # Blocks draw no random numbers, so there is no generator to wind back.
+        return checkpoint(self._block, *inputs, use_reentrant=False, preserve_rng_state=False)
+
+    def _block(self, index: int, x: Tensor, biases: dict[str, Tensor], condition: Tensor | None) -> Tensor:
+        if self.modulations is not None:
+            assert condition is not None, "a modulated transformer needs its condition"
+            scale, shift = self.modulations[index](condition)[:, :, None, None].chunk(2, dim=-1)
+            x = torch.addcmul(x + shift, x, scale)
+        return self.layers[index](x, biases)

@@ -1,13 +1,22 @@
 import itertools
+import json
+import os
 import pickle
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from data.clips import ClipDataset, evaluation_clips, hash64, shuffled, training_batches
-from tests.data.recorded import HEIGHT, WIDTH, make_dataset
+from data.clips import PLANNED, ClipDataset, evaluation_clips, training_batches
+from data.episodes import summarise_shard, write_json, write_shard
+from data.order import hash64, shuffled
+from tests.data.recorded import HEIGHT, WIDTH, make_dataset, make_episode
 
+ROOT = Path(__file__).resolve().parents[2]
 LENGTHS = [5, 9, 1, 7, 12, 3, 4]
 
 
@@ -108,14 +117,101 @@ def test_a_resumed_stream_goes_on_like_the_unbroken_one(dataset):
         assert torch.equal(one.frames, other.frames) and torch.equal(one.seeds, other.seeds)
 
 
-def test_loader_processes_change_nothing_and_leave_the_global_generator_alone(dataset):
+def test_a_resumed_stream_goes_on_across_the_stretches_that_are_planned_at_once(dataset):
+    unbroken = take(training_batches(dataset, batch_size=2, seed=2), 2 * PLANNED + 3)
+    resumed = take(training_batches(dataset, batch_size=2, seed=2, clips_consumed=2 * (PLANNED - 1)), 6)
+    for one, other in zip(unbroken[PLANNED - 1 :], resumed, strict=False):
+        assert torch.equal(one.frames, other.frames) and torch.equal(one.seeds, other.seeds)
+
+
+def test_batches_belong_to_those_who_got_them(dataset):
+    kept = take(training_batches(dataset, batch_size=4, seed=2), 5)
+    for clip in kept:
+        for part in (clip.frames, clip.actions, clip.seeds):
+            part.zero_()
+    again = take(training_batches(dataset, batch_size=4, seed=2), 5)
+    assert all(clip.seeds.min() > 0 and clip.frames.any() for clip in again)
+    assert not any(part.any() for clip in kept for part in (clip.frames, clip.actions, clip.seeds))
+
+
+@pytest.mark.parametrize("compression", [None, "blosc"])
+def test_loader_processes_change_nothing_and_leave_the_global_generator_alone(tmp_path, compression):
+    make_dataset(tmp_path, "toy", LENGTHS, compression=compression)
+    dataset = ClipDataset(tmp_path, "toy", "train", 4, with_rewards=True)
     alone = take(training_batches(dataset, batch_size=4, seed=2), 6)
     state = torch.get_rng_state()
     helped = take(training_batches(dataset, batch_size=4, seed=2, num_workers=2), 6)
     assert torch.equal(state, torch.get_rng_state())
     for one, other in zip(alone, helped, strict=True):
-        assert torch.equal(one.frames, other.frames) and torch.equal(one.actions, other.actions)
-        assert torch.equal(one.seeds, other.seeds)
+        for part in ("frames", "actions", "rewards", "ends", "seeds"):
+            assert torch.equal(getattr(one, part), getattr(other, part))
+
+
+LOADER = """
+import multiprocessing, os, signal, sys
+import torch
+from data.clips import ClipDataset, training_batches
+
+if __name__ == "__main__":
+    root, action = sys.argv[1:]
+    torch.multiprocessing.set_start_method("spawn")
+    batches = training_batches(ClipDataset(root, "toy", "train", 4), batch_size=4, seed=2, num_workers=2)
+    print([next(batches).seeds.tolist() for _ in range(3)])
+    workers = [child.pid for child in multiprocessing.active_children()]
+    print(workers, flush=True)
+    if action == "end":
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.kill(workers[0], signal.SIGKILL)
+    try:
+        while True:
+            next(batches)
+    except ValueError as error:
+        print(error)
+"""
+
+
+def load_in_another_process(tmp_path, action) -> list[str]:
+    (tmp_path / "loading.py").write_text(LOADER)
+    command = [sys.executable, str(tmp_path / "loading.py"), str(tmp_path), action]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True).stdout.splitlines()
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_loader_processes_start_anew_as_well_as_forked_and_end_with_a_parent_that_is_killed(tmp_path):
+    make_dataset(tmp_path, "toy", LENGTHS, compression="blosc")
+    seeds, workers = map(json.loads, load_in_another_process(tmp_path, "end"))
+    batches = training_batches(ClipDataset(tmp_path, "toy", "train", 4), batch_size=4, seed=2)
+    assert seeds == [next(batches).seeds.tolist() for _ in range(3)]
+    deadline = time.monotonic() + 60
+    while any(is_running(pid) for pid in workers):
+        assert time.monotonic() < deadline, "loader processes outlive their parent"
+        time.sleep(0.2)
+
+
+def test_a_killed_loader_process_is_answered_in_one_line(tmp_path):
+    make_dataset(tmp_path, "toy", LENGTHS)
+    _, _, *message = load_in_another_process(tmp_path, "go on")
+    assert message == [
+        "a loader process was killed, most likely for want of memory: 2 processes keep up to 4 batches of 4 clips; "
+        "set num_workers or batch_size lower"
+    ]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_what_goes_wrong_in_the_background_arrives_as_the_one_line_that_it_is(root, num_workers):
+    fpath = root / "toy" / "train-00001.h5"
+    dataset = ClipDataset(root, "toy", "train", 4)
+    fpath.write_bytes(bytes(fpath.stat().st_size))
+    with pytest.raises(ValueError, match=r"^shard \S*train-00001.h5 is damaged: .*again$") as caught:
+        take(training_batches(dataset, batch_size=11, seed=0, num_workers=num_workers), 3)
+    assert "\n" not in str(caught.value)
 
 
 def test_another_seed_gives_another_order(dataset):
@@ -123,7 +219,7 @@ def test_another_seed_gives_another_order(dataset):
     assert first != second
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8, 16])
 def test_evaluation_shows_the_same_clips_once_each_whatever_the_number_of_processes(dataset, world_size):
     expected = [
         (window, seed)
@@ -148,6 +244,56 @@ def test_videos_without_actions_give_clips_without_actions(tmp_path):
     make_dataset(tmp_path, "videos", LENGTHS, with_actions=False)
     clip = next(training_batches(ClipDataset(tmp_path, "videos", "train", 4), batch_size=2, seed=0))
     assert clip.actions is None and clip.to("cpu").actions is None and clip.frames.shape == (2, 4, 3, HEIGHT, WIDTH)
+
+
+def make_outcomes(root) -> None:
+    """Episodes 0 (dies after 6 frames), 1 (cut off after 6) and 2 (coin after 7); after frame t comes reward t / 10."""
+    reasons = [("death", 6), ("time_limit", 6), ("coin", 7)]
+    make_dataset(root, "toy", [length for _, length in reasons])
+    episodes = [
+        make_episode(level, length)._replace(end_reason=reason) for level, (reason, length) in enumerate(reasons)
+    ]
+    fpath = root / "toy" / "train-00000.h5"
+    write_shard(fpath, episodes)
+    info = json.loads((root / "toy" / "info.json").read_text())
+    info["splits"]["train"]["shards"] = [summarise_shard(fpath)]
+    write_json(root / "toy" / "info.json", info)
+
+
+def outcomes(root, num_frames, **options) -> dict[tuple[int, int], tuple[list[float], list[bool]]]:
+    dataset = ClipDataset(root, "toy", "train", num_frames, with_rewards=True, **options)
+    clip = dataset.batch(np.arange(len(dataset)))
+    assert clip.rewards.dtype == torch.float32 and clip.ends.dtype == torch.bool
+    rows = zip((clip.rewards * 10).round().int().tolist(), clip.ends.tolist(), strict=True)
+    return {dataset.locate(index): row for index, row in enumerate(rows)}
+
+
+def test_rewards_follow_their_actions_and_the_last_ones_come_with_the_last_frame(tmp_path):
+    make_outcomes(tmp_path)
+    seen = outcomes(tmp_path, 4)
+    no, yes = [False, False, False], [False, False, True]
+    assert [seen[0, start] for start in range(3)] == [([0, 1, 2], no), ([1, 2, 3], no), ([2, 3, 4 + 5], yes)]
+    assert seen[1, 2] == ([2, 3, 4 + 5], no)  # its end is a limit's doing, not the game's
+    assert seen[2, 2] == ([2, 3, 4], no) and seen[2, 3] == ([3, 4, 5 + 6], yes)
+
+
+def test_skipped_frames_add_their_rewards_and_a_whole_episode_its_return(tmp_path):
+    make_outcomes(tmp_path)
+    seen = outcomes(tmp_path, 3, frame_skip=2)
+    assert seen[0, 0] == ([0 + 1, 2 + 3], [False, False]) and seen[0, 1] == ([1 + 2, 3 + 4 + 5], [False, True])
+    assert seen[2, 2] == ([2 + 3, 4 + 5 + 6], [False, True])
+    assert sum(outcomes(tmp_path, 7)[2, 0][0]) == sum(range(7))
+    assert outcomes(tmp_path, 1)[0, 5] == ([], [])
+
+
+def test_rewards_come_where_they_are_asked_for_and_held(tmp_path):
+    make_outcomes(tmp_path)
+    make_dataset(tmp_path, "videos", LENGTHS, with_actions=False)
+    for name, with_rewards in (("toy", False), ("videos", True)):
+        clip = ClipDataset(tmp_path, name, "train", 4, with_rewards=with_rewards)[0]
+        assert clip.rewards is None and clip.ends is None
+    clip = ClipDataset(tmp_path, "toy", "train", 4, with_rewards=True)[2]
+    assert clip.rewards.shape == clip.ends.shape == clip.actions.shape == (3,)
 
 
 def test_the_index_does_not_grow_with_the_number_of_clips(tmp_path):

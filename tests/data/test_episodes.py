@@ -1,5 +1,7 @@
 import json
+import mmap
 import multiprocessing
+import os
 import pickle
 import shutil
 import subprocess
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 
 from data.episodes import Episodes, map_dataset, open_shard, write_json, write_shard
+from data.storage import COMPRESSIONS, KEPT_OPEN
 from tests.data.recorded import HEIGHT, WIDTH, make_dataset, make_episode
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,7 +26,7 @@ def root(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("compression", [None, "lzf", "gzip"])
+@pytest.mark.parametrize("compression", COMPRESSIONS)
 def test_what_is_written_is_what_is_read(tmp_path, compression):
     written = make_dataset(tmp_path, "toy", LENGTHS, compression=compression)
     read = Episodes(tmp_path, "toy", "train")
@@ -50,20 +53,20 @@ def test_contiguous_frames_are_memory_mapped_and_equal_what_hdf5_reads(root):
         assert file["frames"].chunks is None
         through_hdf5 = file["frames"][()]
     mapped = map_dataset(open_shard(fpath), "frames")
-    assert isinstance(mapped.base, np.memmap)
+    assert isinstance(mapped.base, mmap.mmap) and not mapped.flags.writeable
     np.testing.assert_array_equal(mapped, through_hdf5)
 
 
 def test_the_same_episodes_have_the_same_hash_whatever_the_compression(tmp_path):
     hashes = set()
-    for compression in (None, "lzf", "gzip"):
+    for compression in COMPRESSIONS:
         make_dataset(tmp_path, str(compression), LENGTHS, compression=compression)
         info = json.loads((tmp_path / str(compression) / "info.json").read_text())
         hashes.add(tuple(shard["sha256"] for shard in info["splits"]["train"]["shards"]))
     assert len(hashes) == 1
 
 
-@pytest.mark.parametrize("compression", [None, "lzf"])
+@pytest.mark.parametrize("compression", [None, "lzf", "blosc"])
 def test_readers_survive_pickling_and_forking(tmp_path, compression):
     written = make_dataset(tmp_path, "toy", LENGTHS, compression=compression)
     read = Episodes(tmp_path, "toy", "train")
@@ -85,6 +88,29 @@ def test_videos_without_actions_can_be_read(tmp_path):
     assert read.frames(1, 0, 4).shape == (4, HEIGHT, WIDTH, 3)
 
 
+def test_recordings_with_actions_need_no_rewards(tmp_path):
+    make_dataset(tmp_path, "played", LENGTHS)
+    for fpath in (tmp_path / "played").glob("*.h5"):
+        _rewrite("rewards", lambda rewards: None)(fpath)
+    read = Episodes(tmp_path, "played", "train")
+    assert read.has_actions and not read.has_rewards
+    assert read.actions(1, 0, 4).tolist() == [1, 2, 3] and read.rewards(1, 0, 4) is None
+
+
+def test_gathered_rows_are_those_of_each_episode(root):
+    read = Episodes(root, "toy", "train")
+    episodes, starts = np.array([4, 1, 4, 3]), np.array([3, 0, 1, 2])
+    for name, length, skip in (("frames", 4, 1), ("frames", 3, 2), ("actions", 4, 1), ("rewards", 4, 1)):
+        one_more = {"frames": 0}.get(name, 1)  # T frames have T-1 actions and rewards
+        expected = [
+            getattr(read, name)(episode, start, length + one_more, skip)
+            for episode, start in zip(episodes, starts, strict=True)
+        ]
+        out = np.empty_like(np.stack(expected))
+        read.gather(name, episodes, starts, out, skip)
+        np.testing.assert_array_equal(out, expected)
+
+
 def test_a_missing_dataset_is_answered_with_the_nearest_names_and_the_command_that_makes_it(root):
     with pytest.raises(FileNotFoundError, match=r"toyy.*nearest existing: toy;.*generate.py --list"):
         Episodes(root, "toyy", "train")
@@ -94,6 +120,20 @@ def test_a_missing_dataset_is_answered_with_the_nearest_names_and_the_command_th
 
 def test_a_missing_split_is_answered_with_those_that_exist(root):
     with pytest.raises(ValueError, match=r"split=test: dataset toy .* has train"):
+        Episodes(root, "toy", "test")
+
+
+@pytest.mark.parametrize("shards", [[], ["the first"]])
+def test_an_empty_split_is_one_line(root, shards):
+    info = json.loads((root / "toy" / "info.json").read_text())
+    info["splits"]["test"] = {"episodes": 0, "frames": 0, "shards": []}
+    if shards:  # a shard without episodes
+        fpath = root / "toy" / "test-00000.h5"
+        shutil.copy(root / "toy" / "train-00000.h5", fpath)
+        _rewrite("episodes", lambda table: table[:0])(fpath)
+        info["splits"]["test"]["shards"] = [{"file": fpath.name, "episodes": 0, "frames": 15, "sha256": ""}]
+    write_json(root / "toy" / "info.json", info)
+    with pytest.raises(ValueError, match=r"^split=test of dataset toy in .* holds no episodes$"):
         Episodes(root, "toy", "test")
 
 
@@ -124,7 +164,44 @@ def _lengthen(table):
     return table
 
 
-@pytest.mark.parametrize(
+def _forget_listing(root):
+    """Make the dataset one of before shards' episodes were listed in info.json."""
+    info = json.loads((root / "toy" / "info.json").read_text())
+    for shard in info["splits"]["train"]["shards"]:
+        for key in ("bytes", "lengths", "level_seeds", "end_reasons"):
+            del shard[key]
+    write_json(root / "toy" / "info.json", info)
+
+
+def _change_listing(root, **changes):
+    info = json.loads((root / "toy" / "info.json").read_text())
+    info["splits"]["train"]["shards"][1].update(changes)
+    write_json(root / "toy" / "info.json", info)
+
+
+def test_a_dataset_opens_without_opening_its_shards(root):
+    tables = ("starts", "lengths", "level_seeds", "end_reasons")
+    listed = Episodes(root, "toy", "train")
+    for fpath in (root / "toy").glob("*.h5"):
+        fpath.rename(fpath.with_suffix(".hidden"))
+        fpath.write_bytes(bytes(fpath.with_suffix(".hidden").stat().st_size))
+    blind = Episodes(root, "toy", "train")
+    for fpath in (root / "toy").glob("*.h5"):
+        fpath.with_suffix(".hidden").rename(fpath)
+    _forget_listing(root)
+    read = Episodes(root, "toy", "train")
+    for table in tables:
+        np.testing.assert_array_equal(getattr(listed, table), getattr(read, table))
+        np.testing.assert_array_equal(getattr(blind, table), getattr(read, table))
+    np.testing.assert_array_equal(blind.frames(4, 0, 12), read.frames(4, 0, 12))
+
+
+def test_a_shard_of_another_size_than_listed_is_asked_itself(root):
+    _change_listing(root, bytes=5, lengths="1 1 1")
+    assert Episodes(root, "toy", "train").lengths.tolist() == LENGTHS
+
+
+DAMAGES = pytest.mark.parametrize(
     "damage, message",
     [
         (_truncate, "is damaged: .*truncated"),
@@ -140,11 +217,55 @@ def _lengthen(table):
         (_rewrite("episodes", lambda table: np.arange(3.0)), "its episode table has float64, expected start, length"),
     ],
 )
+
+
+@DAMAGES
 def test_a_damaged_shard_is_named_in_one_line(root, damage, message):
+    _forget_listing(root)
     damage(root / "toy" / "train-00001.h5")
     with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
         Episodes(root, "toy", "train")
     assert "train-00001.h5" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@DAMAGES
+def test_a_damaged_shard_that_is_listed_is_named_when_it_is_touched_at_the_latest(root, damage, message):
+    damage(root / "toy" / "train-00001.h5")
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
+        Episodes(root, "toy", "train").frames(4, 0, 4)
+    assert "train-00001.h5" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", [_truncate, lambda fpath: fpath.write_bytes(b""), lambda fpath: fpath.unlink()])
+def test_what_is_cut_off_or_missing_shows_before_anything_is_read(root, damage):
+    damage(root / "toy" / "train-00002.h5")
+    with pytest.raises((ValueError, FileNotFoundError), match=r"train-00002.h5 is (damaged|missing)"):
+        Episodes(root, "toy", "train")
+
+
+def test_a_shard_of_other_episodes_is_not_taken_for_the_listed_one(root):
+    make_dataset(root, "other", [5, 9, 1, 8, 11, 3, 4])  # as many frames in each shard
+    shutil.copy(root / "other" / "train-00001.h5", root / "toy" / "train-00001.h5")
+    read = Episodes(root, "toy", "train")
+    with pytest.raises(ValueError, match=r"train-00001.h5 is damaged: its episodes are not those that info.json lists"):
+        read.frames(4, 0, 4)
+
+
+def test_a_shard_that_lacks_what_the_others_hold_is_named(root):
+    _rewrite("rewards", lambda rewards: None)(root / "toy" / "train-00001.h5")
+    read = Episodes(root, "toy", "train")
+    assert read.has_rewards
+    with pytest.raises(
+        ValueError, match=r"train-00001.h5 is damaged: it holds frames, actions, but another shard frames"
+    ):
+        read.rewards(4, 0, 4)
+
+
+@pytest.mark.parametrize("lengths", ["7 12", "7 12 x", "7 12 3 1"])
+def test_a_listing_that_cannot_be_is_one_line(root, lengths):
+    _change_listing(root, lengths=lengths)
+    with pytest.raises(ValueError, match=r"^\S*info.json lists the episodes of train-00001.h5 wrongly .* remove bytes"):
+        Episodes(root, "toy", "train")
 
 
 def test_an_info_of_another_format_is_refused(root):
@@ -178,3 +299,110 @@ except OSError as error:
     output = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True).stdout
     assert "cannot write" in output and "free some space" in output and output.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_damaged_compressed_frames_are_named_when_they_are_read(tmp_path):
+    make_dataset(tmp_path, "toy", LENGTHS, compression="gzip")
+    fpath = tmp_path / "toy" / "train-00001.h5"
+    with h5py.File(fpath, "r") as file:
+        chunk = file["frames"].id.get_chunk_info(1)
+    with open(fpath, "r+b") as file:
+        file.seek(chunk.byte_offset)
+        file.write(b"?" * chunk.size)
+    read = Episodes(tmp_path, "toy", "train")
+    np.testing.assert_array_equal(read.frames(3, 0, 3)[:, 0, 0, 1], [0, 1, 2])
+    batch = np.empty((1, 4, HEIGHT, WIDTH, 3), np.uint8)
+    for reading in (
+        lambda: read.frames(3, 3, 4),
+        lambda: read.gather("frames", np.array([3]), np.array([3]), batch),
+    ):
+        with pytest.raises(ValueError, match=r"train-00001.h5 is damaged: .* cannot be decompressed, .*; delete that"):
+            reading()
+
+
+def test_a_compressed_shard_that_was_made_again_is_read_anew(tmp_path):
+    make_dataset(tmp_path, "toy", LENGTHS, compression="lzf")
+    make_dataset(tmp_path, "other", [length + 1 for length in LENGTHS], compression="lzf")
+    assert Episodes(tmp_path, "toy", "train").frames(4, 0, 12)[-1, 0, 0, 1] == 11
+    shutil.rmtree(tmp_path / "toy")
+    (tmp_path / "other").rename(tmp_path / "toy")
+    assert Episodes(tmp_path, "toy", "train").frames(4, 1, 12)[-1, 0, 0, 1] == 12
+
+
+@pytest.mark.parametrize("compression", [None, "lzf"])
+def test_a_shard_can_be_read_while_this_process_has_it_open_in_its_own_way(tmp_path, compression):
+    make_dataset(tmp_path, "toy", LENGTHS, compression=compression)
+    with h5py.File(tmp_path / "toy" / "train-00001.h5", "r") as file:
+        assert file["frames"].shape[0] == 22
+        assert Episodes(tmp_path, "toy", "train").frames(4, 0, 12)[-1, 0, 0, 1] == 11
+
+
+def test_compressed_shards_are_closed_again_when_there_are_many(tmp_path):
+    make_dataset(tmp_path, "toy", [4] * (KEPT_OPEN + 20), episodes_per_shard=1, compression="lzf")
+    read = Episodes(tmp_path, "toy", "train")
+    for _ in range(2):
+        levels = [int(read.frames(number, 0, 4)[0, 0, 0, 0]) for number in range(read.num_episodes)]
+        assert levels == list(range(read.num_episodes))
+        is_open = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
+        # Each shard's actions and rewards are mapped besides.
+        assert sum(fpath.startswith(str(tmp_path)) for fpath in is_open) <= KEPT_OPEN + read.num_episodes
+
+
+def test_an_unknown_compression_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match="compression=zip is not one of null, lzf, gzip, blosc"):
+        write_shard(tmp_path / "train-00000.h5", [make_episode(0, 5)], compression="zip")
+    assert list(tmp_path.iterdir()) == []
+
+
+def _run(program: str) -> str:
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_only_blosc_needs_its_package_and_says_how_to_get_it(tmp_path):
+    for compression in COMPRESSIONS:
+        make_dataset(tmp_path, str(compression), LENGTHS, compression=compression)
+    output = _run(f"""
+import sys
+sys.modules["hdf5plugin"] = None  # as where it is not installed
+from pathlib import Path
+from data.episodes import Episodes, write_shard
+from tests.data.recorded import make_episode
+root = Path({str(tmp_path)!r})
+for name in ("None", "lzf", "gzip"):
+    assert Episodes(root, name, "train").frames(4, 0, 12).shape[0] == 12
+for attempt in (
+    lambda: Episodes(root, "blosc", "train").frames(4, 0, 12),
+    lambda: write_shard(root / "train-00000.h5", [make_episode(0, 5)], compression="blosc"),
+):
+    try:
+        attempt()
+    except ValueError as error:
+        print(error)
+""")
+    reading, writing = output.splitlines()
+    assert reading.endswith("train-00001.h5 is compressed with blosc; to read it: pip install hdf5plugin")
+    assert writing == "compression=blosc needs a package (pip install hdf5plugin); or set it to gzip, lzf or null"
+
+
+@pytest.mark.parametrize("compression", [None, "blosc"])
+def test_more_shards_than_files_may_be_open_need_a_higher_limit_and_get_it_where_possible(tmp_path, compression):
+    make_dataset(tmp_path, "toy", [4] * 40, episodes_per_shard=1, compression=compression)
+    output = _run(f"""
+import resource
+from data.episodes import Episodes
+if {compression!r}:
+    import hdf5plugin
+for hard in (200, 40):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (20, hard))
+    read = Episodes({str(tmp_path)!r}, "toy", "train")
+    try:
+        print(sum(int(read.frames(number, 0, 4)[0, 0, 0, 0]) for number in range(40)))
+    except OSError as error:
+        print(error)
+    del read
+""")
+    total, error = output.splitlines()
+    assert int(total) == sum(range(40))
+    assert "cannot be opened: Too many open files; raise `ulimit -n`" in error and ".h5" in error

@@ -5,7 +5,7 @@ import pytest
 
 from data_generation.environment import ACTION_SETS, PROCGEN_BUTTONS, Game, Level, procgen
 from data_generation.policy import RandomPolicy
-from data_generation.recording import record_episode
+from data_generation.recording import record_episodes
 
 GAME = Game("coinrun", "hard", True, False, False, "coinrun7", 64)
 
@@ -26,18 +26,20 @@ def fresh_simulator(level: int):
 class Script:
     """A policy that plays given actions, then does nothing."""
 
+    batch_size = 1
+
     def __init__(self, actions):
         self._given = list(actions)
 
-    def start(self, level):
+    def start(self, levels):
         self._actions = iter(self._given)
 
-    def act(self, frame):
-        return next(self._actions, 0)
+    def act(self, frames, playing):
+        return np.array([next(self._actions, 0)])
 
 
 def record(level: int, steps: int = 60, game: Game = GAME, sticky: float = 0.0):
-    return record_episode(game, RandomPolicy(7, steps, seed=0, sticky=sticky, weights=None), level, steps)
+    return record_episodes(game, RandomPolicy(7, steps, seed=0, sticky=sticky, weights=None), [level], steps)[0]
 
 
 def test_a_level_is_the_one_that_procgen_reports_and_draws_for_its_seed():
@@ -83,9 +85,9 @@ def test_the_coin_is_the_last_reward_and_ends_the_episode():
 
 
 def test_our_limit_and_procgens_own_are_called_time_limit():
-    short = record_episode(GAME, Script([]), 0, 10)
+    short = record_episodes(GAME, Script([]), [0], 10)[0]
     assert len(short.frames) == len(short.actions) == 10 and short.end_reason == "time_limit"
-    long = record_episode(GAME, Script([]), 0, 1100)
+    long = record_episodes(GAME, Script([]), [0], 1100)[0]
     assert len(long.frames) == 1000 and long.end_reason == "time_limit"
 
 

@@ -1,5 +1,6 @@
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -10,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from data.episodes import MADE_BY, Episodes
+from data_generation.claim import claim
 from data_generation.generate import CONFIGS_DPATH, main, read_settings
 from data_generation.recording import REVISION
-from data_generation.shards import generate, only_one_generator, plan
+from data_generation.shards import generate, plan
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"n_instances": "10", "n_steps_max": "12", "episodes_per_shard": "4", "n_workers": "1", "name": "toy"}
@@ -88,27 +90,55 @@ def test_another_config_on_the_same_name_is_refused_with_the_keys_that_differ(ma
     assert bytes_of(made.folder) == before
 
 
-def test_two_generators_on_one_folder_are_refused(tmp_path):
-    settings = settings_for(tmp_path)
-    settings.folder.mkdir()
-    with only_one_generator(settings.folder), pytest.raises(ValueError, match=r"by another generator \(process \d+ on"):
-        generate(settings)
-
-
 def test_a_run_that_cannot_fit_on_the_disk_is_refused_before_it_starts(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**5))
     settings = settings_for(tmp_path)
-    with pytest.raises(ValueError, match=r"root_dpath=.* has 0.0 GB free, but about .* GB are needed"):
+    with pytest.raises(ValueError, match=r"root_dpath=.* has 0.10 MB free, but about .* MB are needed"):
         generate(settings)
     assert not list(settings.folder.glob("*.h5"))
 
 
-def test_a_lost_shard_is_restored_by_the_next_run(made, tmp_path):
+def test_compression_counts_when_the_disk_is_asked_for_room(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
+    with pytest.raises(ValueError, match=r"has 1.00 MB free, but about 1.47 MB are needed"):
+        generate(settings_for(tmp_path))
+    assert generate(settings_for(tmp_path, compression="gzip", name="small")).num_shards == 4
+
+
+def test_a_full_disk_ends_in_one_line_and_finished_shards_are_kept(tmp_path):
+    # The system refuses files above a size: 104 frames fit below it, 200 do not.
+    arguments = command_line(tmp_path, n_steps_max="200", n_instances="4", episodes_per_shard="1")
+    command = shlex.join([sys.executable, "data_generation/generate.py", *arguments])
+    limited = subprocess.run(["bash", "-c", f"ulimit -f 1800; {command}"], cwd=ROOT, capture_output=True, text=True)
+    errors = [line for line in limited.stderr.splitlines() if line.startswith("error")]
+    assert limited.returncode == 2 and len(errors) == 1 and "Traceback" not in limited.stderr
+    assert "cannot write" in errors[0] and "train-00001.h5" in errors[0] and "free some space" in errors[0]
+    folder = tmp_path / "toy"
+    assert set(bytes_of(folder)) == {"train-00000.h5", "unfinished.json"}
+    kept = (folder / "train-00000.h5").stat().st_mtime_ns
+    assert main(arguments) == 0
+    assert (folder / "train-00000.h5").stat().st_mtime_ns == kept and (folder / "info.json").exists()
+
+
+@pytest.mark.parametrize("is_finished", [True, False])
+@pytest.mark.parametrize("damage", ["lost", "truncated", "of other levels"])
+def test_a_lost_or_damaged_shard_is_restored_by_the_next_run(made, tmp_path, capsys, damage, is_finished):
     settings = settings_for(tmp_path)
     shutil.copytree(made.folder, settings.folder)
-    (settings.folder / "train-00000.h5").unlink()
+    if not is_finished:
+        (settings.folder / "info.json").unlink()
+        (settings.folder / "unfinished.json").write_text(json.dumps({"revision": REVISION, "config": settings.content}))
+    shard = settings.folder / "train-00000.h5"
+    if damage == "truncated":
+        os.truncate(shard, shard.stat().st_size // 2)
+    elif damage == "lost":
+        shard.unlink()
+    else:
+        shutil.copy(settings.folder / "train-00001.h5", shard)
     assert generate(settings).num_shards == 1
     assert bytes_of(settings.folder) == bytes_of(made.folder)
+    reason = {"truncated": "is damaged", "of other levels": "does not hold levels 0 to 3"}.get(damage)
+    assert reason is None or f"train-00000.h5 {reason}" in capsys.readouterr().out
 
 
 def test_shards_of_an_unknown_config_are_not_mixed_with_ours(made, tmp_path):
@@ -134,22 +164,44 @@ def test_a_killed_run_leaves_whole_shards_and_no_worker(tmp_path):
     finished = sorted(fpath.name for fpath in folder.glob("*.h5"))
     time.sleep(0.5)
     assert 0 < len(finished) < 400 and sorted(fpath.name for fpath in folder.glob("*.h5")) == finished
-    with only_one_generator(folder):
+    with claim(folder, range(400)):
         assert not (folder / "info.json").exists() and (folder / "unfinished.json").exists()
 
 
-def test_an_interrupted_run_says_how_to_go_on(tmp_path):
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_says_how_far_it_came_and_how_to_go_on(tmp_path, stop):
     command = [sys.executable, "generate.py", "--name=toy", f"--root_dpath={tmp_path}", "--n_workers=1"]
+    command += ["--episodes_per_shard=1", "--n_steps_max=20"]
     process = subprocess.Popen(
         command, cwd=ROOT / "data_generation", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
-    while not (tmp_path / "toy" / "unfinished.json").exists() and process.poll() is None:
+    while not (tmp_path / "toy" / "train-00002.h5").exists() and process.poll() is None:
         time.sleep(0.02)
-    time.sleep(0.5)
-    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, stop)
     message = process.communicate()[1]
-    assert process.returncode == 130 and "the same command goes on from there" in message
-    assert "Traceback" not in message
+    finished = len(list((tmp_path / "toy").glob("*.h5")))
+    assert process.returncode == 130 and "Traceback" not in message
+    assert f"({finished} of 10000 shards are finished), the same command goes on from there" in message
+    assert not list((tmp_path / "toy").glob(".*.tmp"))
+
+
+def test_the_bar_counts_what_was_there_before(made, tmp_path, capsys):
+    settings = settings_for(tmp_path)
+    shutil.copytree(made.folder, settings.folder)
+    (settings.folder / "train-00001.h5").unlink()
+    generate(settings)
+    printed = capsys.readouterr()
+    assert "3 of 4 shards are there already" in printed.out
+    assert "10/10" in printed.err and "4 of 4 shards" in printed.err and "frames/s" in printed.err
+
+
+@pytest.mark.parametrize("game, is_told", [("starpilot", True), ("maze", False), ("coinrun", False)])
+def test_whoever_records_a_game_that_fires_is_told_of_its_button(game, is_told, tmp_path, capsys):
+    small = {"game": game, "n_instances": "1", "action_weights": "null"}
+    assert main(command_line(tmp_path, **small)) == 0
+    assert ("--action_set=procgen15" in capsys.readouterr().out) == is_told
+    assert main(command_line(tmp_path, **small, name="all", action_set="procgen15")) == 0
+    assert "note" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -6,15 +6,21 @@ from data_generation.policy import RandomPolicy
 
 def play(level: int, steps: int = 20_000, **settings) -> np.ndarray:
     policy = RandomPolicy(7, steps, **({"seed": 0, "sticky": 0.0, "weights": None} | settings))
-    policy.start(level)
-    return np.array([policy.act(None) for _ in range(steps)])
+    return choices(policy, [level], steps)[:, 0]
+
+
+def choices(policy: RandomPolicy, levels: list[int], steps: int) -> np.ndarray:
+    """(steps, levels)"""
+    policy.start(levels)
+    return np.array([policy.act([None] * len(levels), np.ones(len(levels), bool)) for _ in range(steps)])
 
 
 def test_actions_depend_on_seed_and_level_alone():
     policy = RandomPolicy(7, 50, seed=0, sticky=0.5, weights=None)
     for level in (3, 8, 3):
-        policy.start(level)
-        np.testing.assert_array_equal([policy.act(None) for _ in range(50)], play(level, 50, sticky=0.5))
+        np.testing.assert_array_equal(choices(policy, [level], 50)[:, 0], play(level, 50, sticky=0.5))
+    side_by_side = np.stack([play(3, 50, sticky=0.5), play(8, 50, sticky=0.5)], axis=1)
+    np.testing.assert_array_equal(choices(policy, [3, 8], 50), side_by_side)
     assert (play(3) != play(4)).any() and (play(3) != play(3, seed=1)).any()
 
 

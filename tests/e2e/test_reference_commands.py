@@ -38,7 +38,12 @@ EVALUATION = (
     "./run.sh --config=genie_redux.yaml --mode=eval --eval.action_to_take=1 --eval.model_path=P "
     "--eval.inference_method=one_go",
 )
-GENERATION = ("python generate.py", "python generate.py --config configs/data_gen_test_set.json")
+GENERATION = (
+    "python generate.py",
+    "python generate.py --config configs/data_gen_test_set.json",
+    "python generate.py --config configs/data_gen_ppo.json",
+    "python generate.py --config configs/data_gen_ppo_test_set.json",
+)
 SMALL_TRAINING = (
     "--num_processes=1 --train.num_train_steps=1 --train.batch_size=1 --train.grad_accum=1 --train.num_frames=4 "
     "--train.num_workers=0 --train.num_validation_clips=1 --train.resume_ckpt=auto --data.image_size=[16,16] "

@@ -5,36 +5,41 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.components.attention import COSINE_SCALE, Attention, PositionGenerator
+from models.components.attention import Attention
+from models.components.cosine_attention import COSINE_SCALE
 from models.components.masking import masked_share, refine, training_mask
+from models.components.position_generator import PositionGenerator
 from models.components.positions import ContinuousPositionBias, alibi_slopes, causal_alibi
 from models.components.random import gumbel, uniform
 from models.interfaces import Sampling
 from tests.models.builders import settle
 
 
+@pytest.mark.parametrize("dim", [1, 2])
 @pytest.mark.parametrize("norm_keys", [False, True])
-def test_fused_attention_equals_the_written_out_formula(norm_keys):
+def test_fused_attention_equals_the_written_out_formula(norm_keys, dim):
     torch.manual_seed(0)
     layer = settle(Attention(12, heads=3, dim_head=4, norm_keys=norm_keys))
-    x, bias = torch.randn(2, 5, 12), torch.randn(3, 5, 5)
-    normed = layer.norm(x)
-    q = layer.to_q(normed).view(2, 5, 3, 4)
-    k, v = layer.to_kv(normed if norm_keys else x).view(2, 5, 2, 3, 4).unbind(2)
+    x, bias = torch.randn(2, 5, 5, 12), torch.randn(3, 5, 5)
+    rows = x.transpose(1, 2) if dim == 1 else x
+    normed = layer.norm(rows)
+    q = layer.to_q(normed).unflatten(-1, (3, 4))
+    k, v = layer.to_kv(normed if norm_keys else rows).unflatten(-1, (2, 3, 4)).unbind(3)
     q = q / q.norm(dim=-1, keepdim=True) * layer.q_scale
     k = k / k.norm(dim=-1, keepdim=True) * layer.k_scale
-    weights = (COSINE_SCALE * torch.einsum("bihd,bjhd->bhij", q, k) + bias).softmax(-1)
-    expected = layer.to_out(torch.einsum("bhij,bjhd->bihd", weights, v).flatten(2))
-    torch.testing.assert_close(layer(x, bias), expected, atol=1e-5, rtol=1e-5)
+    weights = (COSINE_SCALE * torch.einsum("brihd,brjhd->brhij", q, k) + bias).softmax(-1)
+    expected = layer.to_out(torch.einsum("brhij,brjhd->brihd", weights, v).flatten(3))
+    expected = expected.transpose(1, 2) if dim == 1 else expected
+    torch.testing.assert_close(layer(x, bias, dim), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("num_frames", [1, 2, 5])
-def test_position_generator_equals_a_causally_padded_3d_convolution(num_frames):
+def test_position_generator_adds_a_causally_padded_3d_convolution(num_frames):
     torch.manual_seed(0)
     layer = PositionGenerator(6)
     x = torch.randn(2, num_frames, 4, 3, 6)
     padded = F.pad(x.permute(0, 4, 1, 2, 3), (1, 1, 1, 1, 2, 0))
-    expected = layer.dsconv(padded).permute(0, 2, 3, 4, 1)
+    expected = x + layer.dsconv(padded).permute(0, 2, 3, 4, 1)
     torch.testing.assert_close(layer(x), expected, atol=1e-5, rtol=1e-5)
 
 

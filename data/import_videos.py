@@ -1,0 +1,284 @@
+"""Make a dataset of video files and image sequences, without actions: those are for latent actions to find.
+
+  python -m data.import_videos --input ~/gameplay --name gameplay
+  python -m data.import_videos --input ~/gameplay --name gameplay_wide --image_size 64x96 --fit pad --fps 15
+  bash run.sh --config=tokenizer.yaml --train.dataset_name=gameplay
+
+Reads, in --input and all folders below it, every mp4, m4v, mov, webm, mkv, avi, gif, mpg, wmv, flv and ogv file, and
+every folder with png or jpg files as one sequence, in the order of the numbers in their names. Writes
+<root>/<name>/info.json and HDF5 shards. One file becomes one episode, or several of at most --max_frames; its
+`level_seed` is its place in info.json's list `files`. Whole files are held out for validation, drawn by --seed; where
+there is one file only, its end is. Transparent parts show --background.
+
+Files that cannot be read are listed and skipped; of a file that is damaged further on, what comes before is used. The
+same command goes on after an interruption, and the same files and settings give the same bytes.
+"""
+
+import argparse
+import hashlib
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import av
+import numpy as np
+import PIL
+from tqdm import tqdm
+
+from data.import_command import ArgumentParser, add_place, at_least, report, run_command
+from data.importing import DamagedError, Target, import_recordings, shard_frames
+from data.pictures import FITS, Fit
+from data.video_files import ImageSequence, Source, VideoFile, at_rate
+
+REVISION = 1  # goes up when the same input would give other bytes
+VIDEOS = {".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv"}
+IMAGES = {".png", ".jpg", ".jpeg"}
+
+
+class Found(NamedTuple):
+    """A video file, or the picture files of a folder."""
+
+    name: str  # of the file or folder, from the input folder on
+    fpaths: list[Path]
+    is_video: bool
+
+
+@dataclass(frozen=True)
+class Footage:
+    """The pictures of a source from number `start` up to `stop` (None: to its end), as a `Recording`."""
+
+    name: str
+    split: str
+    level_seed: int
+    num_frames: int
+    source: Source
+    fit: Fit
+    fps: Fraction | None
+    start: int = 0
+    stop: int | None = None
+    actions: None = None
+
+    def pictures(self, first: int) -> Iterator[np.ndarray]:
+        shown = self.source.shown()
+        if self.fps is None:
+            pictures = (picture for picture, _, _ in shown)
+        else:
+            pictures = at_rate(shown, self.fps, self.source.clock_error)
+        last, fitted = None, None
+        for picture in islice(pictures, self.start + first, self.stop):
+            if picture is not last:
+                last, fitted = picture, self.source.fitted(picture, self.fit)
+            yield fitted
+
+
+def main(arguments: list[str]) -> int:
+    return run_command(run, arguments)
+
+
+def run(arguments: list[str]) -> None:
+    """Raises ValueError and OSError with one line where the input or an argument is bad."""
+    settings = parse(arguments)
+    found = find(settings.input)
+    if settings.fps and not settings.images_fps and not all(each.is_video for each in found):
+        raise ValueError("--fps needs --images_fps too: image sequences do not say how fast they were recorded")
+    sources, skipped = probe(found, settings.images_fps)
+    if not sources:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:3])
+        raise ValueError(f"none of the {len(found)} files in {settings.input} can be read ({reasons})")
+    recordings = arrange(sources, settings)
+    target = Target(
+        folder=Path(settings.root) / settings.name,
+        origin=origin(settings, found),
+        image_size=settings.image_size,
+        action_names=None,
+        max_frames=settings.max_frames,
+        frames_per_shard=settings.frames_per_shard,
+        compression=settings.compression,
+        about={"version": "1.0.0", "game": None, "files": list(sources)},
+        skipped=skipped,
+    )
+    report(target.folder, import_recordings(target, recordings))
+
+
+# ---------------------------------------------------------------------------------------------------------- arguments
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = ArgumentParser("data.import_videos", __doc__)
+    parser.add_argument("--input", type=Path, required=True, help="folder of videos and image sequences, or one video")
+    add_place(parser, "of the new dataset", is_name_required=True)
+    parser.add_argument("--image_size", type=size, default=(64, 64), help="64, or HEIGHTxWIDTH as 64x96 (default: 64)")
+    parser.add_argument("--fit", choices=FITS, default="crop", help="where the shape differs (default: crop)")
+    parser.add_argument("--background", type=colour, default=(0, 0, 0), help="R,G,B of what is padded or transparent")
+    parser.add_argument(
+        "--fps", type=rate, help="frames per second to keep, by the files' clocks (default: every frame)"
+    )
+    parser.add_argument(
+        "--images_fps", type=rate, help="how many images per second sequences have; only --fps needs it"
+    )
+    parser.add_argument("--validation_share", type=share, default=0.1, help="of the files (default: 0.1)")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of files for validation (default: 0)")
+    parser.add_argument("--max_frames", type=at_least(2), default=2000, help="of an episode (default: 2000)")
+    parser.add_argument("--frames_per_shard", type=at_least(2), help="and so in memory (default: 256 MB of them)")
+    settings = parser.parse_args(arguments)
+    settings.frames_per_shard = settings.frames_per_shard or shard_frames(settings.image_size, settings.max_frames)
+    if settings.frames_per_shard < settings.max_frames:
+        raise ValueError(
+            f"--frames_per_shard {settings.frames_per_shard} must hold an episode of --max_frames {settings.max_frames}"
+        )
+    return settings
+
+
+def size(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)(?:x(\d+))?", text, re.ASCII)
+    height, width = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not (1 <= height <= 4096 and 1 <= width <= 4096):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number of pixels or HEIGHTxWIDTH, as 64 or 64x96")
+    return height, width
+
+
+def colour(text: str) -> tuple[int, int, int]:
+    parts = text.split(",")
+    if len(parts) != 3 or not all(part.strip().isdecimal() and int(part) < 256 for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} must be three numbers from 0 to 255, as 255,255,255")
+    red, green, blue = (int(part) for part in parts)
+    return red, green, blue
+
+
+def rate(text: str) -> Fraction:
+    try:
+        value = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        value = Fraction(0)
+    if not 0 < value <= 1000:
+        raise argparse.ArgumentTypeError(f"{text!r} must be frames per second up to 1000, as 15, 29.97 or 30000/1001")
+    return value
+
+
+def share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a share from 0 up to, but not including, 1")
+    return value
+
+
+def origin(settings: argparse.Namespace, found: list[Found]) -> dict[str, Any]:
+    """Where the dataset comes from. Files count by name and size: their contents are read only to be decoded."""
+    digest = hashlib.sha256()
+    for each in found:
+        for fpath in each.fpaths:
+            digest.update(f"{each.name}\0".encode() + os.fsencode(fpath.name) + f"\0{fpath.stat().st_size}\0".encode())
+    keys = ("fit", "validation_share", "seed", "max_frames", "frames_per_shard", "compression")
+    return {
+        "importer": "data.import_videos",
+        "revision": REVISION,
+        "versions": {"av": av.__version__, "ffmpeg": av.ffmpeg_version_info, "pillow": PIL.__version__},
+        "config": {
+            "input": f"{len(found)} files {digest.hexdigest()[:16]}",
+            "image_size": list(settings.image_size),
+            "background": list(settings.background),
+            "fps": settings.fps and str(settings.fps),
+            "images_fps": settings.images_fps and str(settings.images_fps),
+            **{key: getattr(settings, key) for key in keys},
+        },
+    }
+
+
+# --------------------------------------------------------------------------------------------------------- the sources
+
+
+def find(path: Path) -> list[Found]:
+    """The video files and image folders below a folder, in the order of their names, numbers in them by size.
+
+    What is hidden is left out. Raises ValueError where there is nothing.
+    """
+    if path.is_file() and path.suffix.lower() in VIDEOS:
+        return [Found(path.name, [path], True)]
+    if not path.is_dir():
+        raise ValueError(
+            f"--input {path} is {'not a video' if path.exists() else 'not there'}; give a folder of videos"
+        )
+    found, others = [], Counter()
+    for folder, subfolders, names in os.walk(path, onerror=_raise):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        fpaths = [Path(folder) / name for name in sorted(names, key=in_order) if not name.startswith(".")]
+        found += [Found(_relative(each, path), [each], True) for each in fpaths if each.suffix.lower() in VIDEOS]
+        images = [each for each in fpaths if each.suffix.lower() in IMAGES]
+        if images:
+            found.append(Found(_relative(Path(folder), path), images, False))
+        others.update(each.suffix or each.name for each in fpaths)
+    if not found:
+        seen = f"only {', '.join(name for name, _ in others.most_common(3))}" if others else "no files at all"
+        raise ValueError(
+            f"--input {path} holds no videos or images ({seen}); read are {' '.join(sorted(VIDEOS | IMAGES))}"
+        )
+    return sorted(found, key=lambda each: (in_order(each.name), each.is_video))
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _relative(path: Path, to: Path) -> str:
+    """Printable even where the name on the disk is not."""
+    return os.fsencode(path.relative_to(to).as_posix()).decode("utf-8", "backslashreplace")
+
+
+def in_order(name: str) -> tuple[list[str | int], str]:
+    """A sorting key: frame2 before frame10."""
+    parts = re.split(r"(\d+)", name, flags=re.ASCII)
+    return [int(part) if number % 2 else part for number, part in enumerate(parts)], name
+
+
+def probe(found: list[Found], images_fps: Fraction | None) -> tuple[dict[str, Source], dict[str, str]]:
+    """What can be read, and why the rest cannot."""
+    sources, skipped = {}, {}
+    for each in tqdm(found, "looking", unit="file", mininterval=0.5, leave=False):
+        try:
+            read = VideoFile.read(each.fpaths[0]) if each.is_video else ImageSequence.read(each.fpaths, images_fps)
+            sources[each.name] = read
+        except DamagedError as error:
+            skipped[each.name] = str(error)
+    return sources, skipped
+
+
+def arrange(sources: dict[str, Source], settings: argparse.Namespace) -> list[Footage]:
+    """The recordings, training's first: a source is one, but a single source is two, its first part and its end."""
+    fit = Fit(*settings.image_size, settings.fit, settings.background)
+    if len(sources) == 1 and settings.validation_share > 0:
+        [(name, source)] = sources.items()
+        total = source.count(settings.fps)
+        middle = total - max(2, round(total * settings.validation_share))
+        return [
+            Footage(name, "train", 0, middle, source, fit, settings.fps, 0, middle),
+            Footage(name, "validation", 0, total - middle, source, fit, settings.fps, middle, None),
+        ]
+    held_out = choose(list(sources), settings.validation_share, settings.seed)
+    footage = []
+    for number, (name, source) in enumerate(sources.items()):
+        split = "validation" if name in held_out else "train"
+        footage.append(Footage(name, split, number, source.expected(settings.fps), source, fit, settings.fps))
+    return sorted(footage, key=lambda each: each.split)
+
+
+def choose(names: list[str], validation_share: float, seed: int) -> set[str]:
+    """The files for validation: at least one and not all of them, unless the share is 0."""
+    if validation_share == 0 or len(names) < 2:
+        return set()
+    count = min(max(1, round(len(names) * validation_share)), len(names) - 1)
+    drawn = sorted(names, key=lambda name: hashlib.sha256(f"{seed}\0{name}".encode()).digest())
+    return set(drawn[:count])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,262 @@
+"""Processes that play levels and write shards, and the line that says how far they are."""
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from data.episodes import Episode, shard_name, write_shard
+from data_generation.policy import Policy
+from data_generation.recording import record_episodes
+from data_generation.settings import Settings
+
+NUM_PROBES = 16  # episodes played beforehand to tell how large the dataset will be
+FRAMES_PER_PROBE = 64  # frames of each that are compressed to tell how much smaller that makes it
+
+
+class Shard(NamedTuple):
+    """A piece of the work: consecutive levels of one split."""
+
+    split: str
+    number: int
+    levels: range
+
+    @property
+    def file(self) -> str:
+        return shard_name(self.split, self.number)
+
+
+class Job(NamedTuple):
+    """The shards that one command is to see to, those of them that are missing, and missing ones of other commands."""
+
+    shards: Sequence[Shard]
+    missing: Sequence[Shard]
+    elsewhere: Sequence[Shard]
+
+
+class Counts(NamedTuple):
+    num_frames: int
+    seconds: float  # without the start of the workers
+
+
+class Recorded(NamedTuple):
+    """How far all workers of a job are together: what is in the array that they share."""
+
+    episodes: int
+    frames: int
+    shards_begun: int
+    shards_written: int
+
+
+def write_shards(settings: Settings, job: Job) -> Counts:
+    """Write the missing shards. OSError where one cannot be written, ValueError where a worker died; others stay."""
+    num_workers = min(settings.n_workers, len(job.missing))
+    context = multiprocessing.get_context("spawn")  # Procgen and HDF5 may hold locks and threads that fork would copy
+    recorded = context.Array("q", len(Recorded._fields))
+    pool = ProcessPoolExecutor(num_workers, context, initializer=_start_worker, initargs=(settings, recorded))
+    try:
+        _announce_size(settings, job, pool, num_workers)
+        with _children_ignore_interrupts():
+            pending = {pool.submit(_write_untaken, job.missing) for _ in range(num_workers)}
+        seconds = _watch(pending, recorded, job)
+    except BrokenProcessPool:
+        raise ValueError(
+            f"a worker was killed, most likely for want of memory ({num_workers} workers hold two shards each); "
+            "finished shards are kept; run this again with a smaller --n_workers or --episodes_per_shard"
+        ) from None
+    except BaseException:
+        for process in list(pool._processes.values()):  # the executor has no public way to stop running calls
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+    return Counts(Recorded(*recorded).frames, seconds)
+
+
+# ---------------------------------------------------------------------------------------------------- inside a worker
+
+
+class Work:
+    """What a worker process keeps from shard to shard. recorded: the shared array of `Recorded`."""
+
+    def __init__(self, settings: Settings, recorded: Any):
+        self.settings, self.game, self.recorded = settings, settings.simulated, recorded
+
+    @cached_property
+    def policy(self) -> Policy:
+        return self.settings.policy()
+
+    def add(self, **counts: int) -> Recorded:
+        """Add to what is recorded; what it was before."""
+        with self.recorded.get_lock():
+            before = Recorded(*self.recorded)
+            for name, count in counts.items():
+                self.recorded[Recorded._fields.index(name)] += count
+        return before
+
+    def room(self) -> np.ndarray:
+        """Memory for one shard; only what its episodes fill is ever claimed."""
+        num_frames = self.settings.episodes_per_shard * self.settings.n_steps_max
+        return np.empty((num_frames, *self.game.picture_shape), np.uint8)
+
+    def groups(self, levels: Sequence[int]) -> Iterator[Sequence[int]]:
+        """The levels that the policy plays side by side: by their place in the shard, so never up to the worker."""
+        for first in range(0, len(levels), self.policy.batch_size):
+            yield levels[first : first + self.policy.batch_size]
+
+    def record(self, shard: Shard, room: np.ndarray) -> list[Episode]:
+        """The shard's episodes, whose frames are views of the room."""
+        episodes: list[Episode] = []
+        num_steps_max, used = self.settings.n_steps_max, 0
+        for levels in self.groups(shard.levels):
+            played = record_episodes(self.game, self.policy, levels, num_steps_max, room[used:])
+            used += (len(played) - 1) * num_steps_max + len(played[-1].frames)
+            episodes += played
+            self.add(episodes=len(played), frames=sum(len(episode.frames) for episode in played))
+        return episodes
+
+    def write(self, shard: Shard, episodes: Sequence[Episode]) -> None:
+        write_shard(self.settings.folder / shard.file, episodes, compression=self.settings.compression)
+        self.add(shards_written=1)
+
+
+_work: Work  # of this worker process
+
+
+def _start_worker(settings: Settings, recorded: Any) -> None:
+    global _work
+    _work = Work(settings, recorded)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A killed parent must not leave a worker behind that still writes when the next run has started."""
+    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
+
+
+def _write_untaken(shards: Sequence[Shard]) -> None:
+    """Write shards that no other worker has taken, each while the next is played: or the disk would be waited for."""
+    rooms, writing = [_work.room(), _work.room()], None
+    with ThreadPoolExecutor(1) as writer:
+        while (number := _work.add(shards_begun=1).shards_begun) < len(shards):
+            episodes = _work.record(shards[number], rooms[0])
+            if writing is not None:
+                writing.result()
+            writing = writer.submit(_work.write, shards[number], episodes)
+            rooms.reverse()
+        if writing is not None:
+            writing.result()
+
+
+def _probe(levels: Sequence[int]) -> list[tuple[int, float]]:
+    """Frames of each level's episode, and bytes that a frame takes on the disk."""
+    settings, found = _work.settings, []
+    for group in _work.groups(levels):
+        for episode in record_episodes(_work.game, _work.policy, group, settings.n_steps_max):
+            found.append((len(episode.frames), _bytes_per_frame(episode, settings.compression)))
+    return found
+
+
+def _bytes_per_frame(episode: Episode, compression: str | None) -> float:
+    if compression is None:
+        return episode.frames[0].nbytes
+    length = min(FRAMES_PER_PROBE, len(episode.frames))
+    cut = Episode(*(part[:length] for part in episode[:3]), *episode[3:])
+    with tempfile.TemporaryDirectory() as folder:
+        write_shard(Path(folder) / "probe.h5", [cut], compression=compression)
+        return (Path(folder) / "probe.h5").stat().st_size / length
+
+
+# --------------------------------------------------------------------------------------------------- beside the workers
+
+
+@contextmanager
+def _children_ignore_interrupts() -> Iterator[None]:
+    """Processes started meanwhile never see Ctrl-C, not even while they start: it is the parent's to handle."""
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def _announce_size(settings: Settings, job: Job, pool: ProcessPoolExecutor, num_workers: int) -> None:
+    """Say what will be written; ValueError where the disk has no room for it."""
+    levels = [level for shard in job.missing for level in shard.levels]
+    free = shutil.disk_usage(settings.folder).free
+    num_frames, about = len(levels) * settings.n_steps_max, "at most"
+    num_bytes = num_frames * settings.image_size**2 * 3
+    if len(levels) > 4 * NUM_PROBES or num_bytes > free:  # playing some of them beforehand is worth it
+        num_frames, num_bytes = _estimate(pool, levels, num_workers)
+        about = "about"
+    print(
+        f"{settings.name}: {len(levels):,} episodes, {about} {num_frames:,} frames and {_size(num_bytes)} "
+        f"({_size(free)} free) to {settings.folder}, {num_workers} workers",
+        flush=True,
+    )
+    if num_bytes > free:
+        raise ValueError(
+            f"root_dpath={settings.root_dpath} has {_size(free)} free, but about {_size(num_bytes)} are "
+            "needed; set --root_dpath to another disk, fewer --n_instances, or --compression=gzip"
+        )
+    all_bytes = num_bytes * (1 + _num_episodes(job.elsewhere) / len(levels))
+    if all_bytes > free:
+        print(
+            f"warning: with the other jobs' parts about {_size(all_bytes)} are needed, more than is free here",
+            file=sys.stderr,
+        )
+
+
+def _size(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.2f} MB"
+
+
+def _estimate(pool: ProcessPoolExecutor, levels: Sequence[int], num_workers: int) -> tuple[int, int]:
+    """Frames and bytes of the episodes of these levels, from some of them."""
+    probes = levels[:: -(-len(levels) // NUM_PROBES)]
+    with _children_ignore_interrupts():
+        futures = [pool.submit(_probe, probes[number::num_workers]) for number in range(min(num_workers, len(probes)))]
+    lengths, sizes = zip(*(pair for future in futures for pair in future.result()), strict=True)
+    num_frames = sum(lengths) / len(probes) * len(levels)
+    return round(num_frames), round(num_frames * sum(sizes) / len(sizes))
+
+
+def _watch(pending: set[Future], recorded: Any, job: Job) -> float:
+    """Show how far the job is until all workers are done or one fails; the seconds it took."""
+    total, num_shards = _num_episodes(job.shards), len(job.shards)
+    before = Recorded(total - _num_episodes(job.missing), 0, 0, num_shards - len(job.missing))
+    with tqdm(
+        total=total,
+        initial=before.episodes,
+        unit="episode",
+        smoothing=0.1,
+        mininterval=0.5 if sys.stderr.isatty() else 60,  # a log file keeps every line
+    ) as bar:
+        while pending:
+            done, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+            for future in done:
+                future.result()
+            now, seconds = Recorded(*recorded), max(bar.format_dict["elapsed"], 1e-9)
+            shards = f"{before.shards_written + now.shards_written} of {num_shards} shards"
+            bar.set_postfix_str(f"{now.frames / seconds:,.0f} frames/s, {shards}", refresh=False)
+            bar.update(before.episodes + now.episodes - bar.n)
+        return bar.format_dict["elapsed"]
+
+
+def _num_episodes(shards: Sequence[Shard]) -> int:
+    return sum(len(shard.levels) for shard in shards)

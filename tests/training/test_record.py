@@ -1,0 +1,49 @@
+import json
+import subprocess
+
+from training import record
+
+INFO = {
+    "name": "noise",
+    "splits": {
+        "train": {"shards": [{"file": "train-00000.h5", "sha256": "a"}, {"file": "train-00001.h5", "sha256": "b"}]},
+        "validation": {"shards": [{"file": "validation-00000.h5", "sha256": "c"}]},
+    },
+}
+
+
+def test_every_start_is_kept(tmp_path):
+    for step in (0, 120):
+        record.add_start(tmp_path, step=step, dataset_info=INFO, device="cpu", num_processes=2)
+    starts = json.loads((tmp_path / record.RECORD).read_text())["starts"]
+    assert [start["step"] for start in starts] == [0, 120]
+    first = starts[0]
+    assert first["packages"]["torch"] and first["command"] and first["time"] and first["num_processes"] == 2
+    assert first["dataset_sha256"] == record.dataset_hash(INFO)
+
+
+def test_the_dataset_hash_depends_on_content_and_split_alone():
+    def with_hash(sha256: str) -> dict:
+        shards = [{"file": "train-00000.h5", "sha256": sha256}]
+        return {"name": "other", "splits": {"train": {"shards": shards}}}
+
+    assert record.dataset_hash(with_hash("a")) != record.dataset_hash(with_hash("b"))
+    reordered = INFO | {"splits": dict(reversed(INFO["splits"].items()))}
+    assert record.dataset_hash(reordered) == record.dataset_hash(INFO)
+
+
+def test_the_git_revision_is_the_commit_and_says_if_files_differ(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "CHECKOUT", tmp_path)
+    assert record.git_revision() is None
+
+    def git(*words: str) -> str:
+        identity = ["-c", "user.name=n", "-c", "user.email=e"]
+        return subprocess.run(["git", *identity, *words], cwd=tmp_path, capture_output=True, text=True).stdout.strip()
+
+    git("init")
+    (tmp_path / "file").write_text("1")
+    git("add", "file")
+    git("commit", "-m", "first")
+    assert record.git_revision() == git("rev-parse", "HEAD")
+    (tmp_path / "file").write_text("2")
+    assert record.git_revision() == git("rev-parse", "HEAD") + "+changes"

@@ -1,0 +1,73 @@
+"""What a run was made with, for whoever wants to repeat it: `record.json` in its folder, one entry for every start."""
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training.checkpoint import write_text
+
+RECORD = "record.json"
+PACKAGES = ("torch", "torchvision", "accelerate", "hydra-core", "omegaconf", "numpy", "h5py", "safetensors")
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+def add_start(run_dpath: Path, *, step: int, dataset_info: dict[str, Any], device: str, num_processes: int) -> None:
+    """Append this start to the run's record. step: updates done before it, 0 for a new run."""
+    fpath = run_dpath / RECORD
+    starts = json.loads(fpath.read_text())["starts"] if fpath.exists() else []
+    starts.append(
+        {
+            "step": step,
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "command": shlex.join(sys.argv),
+            "git": git_revision(),
+            "python": platform.python_version(),
+            "packages": {name: _version(name) for name in PACKAGES},
+            "system": platform.platform(),
+            "device": device,
+            "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+            "num_processes": num_processes,
+            "dataset": dataset_info["name"],
+            "dataset_sha256": dataset_hash(dataset_info),
+        }
+    )
+    write_text(fpath, json.dumps({"starts": starts}, indent=1) + "\n")
+
+
+def dataset_hash(info: dict[str, Any]) -> str:
+    """SHA-256 over the hashes of all shards in a dataset's `info.json`: equal data, equal hash, wherever it lies."""
+    digest = hashlib.sha256()
+    for split, content in sorted(info["splits"].items()):
+        for shard in content["shards"]:
+            digest.update(f"{split} {shard['file']} {shard['sha256']}\n".encode())
+    return digest.hexdigest()
+
+
+def git_revision() -> str | None:
+    """The checkout's commit, with `+changes` where files differ from it; None where this is no git checkout."""
+    try:
+        commit = _git("rev-parse", "HEAD")
+        return commit + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(["git", *words], cwd=CHECKOUT, capture_output=True, text=True, timeout=10, check=True)
+    return done.stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

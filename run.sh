@@ -51,4 +51,5 @@ if ((${#malformed[@]})); then
 fi
 set_up_environment
 choose_launcher
+trap '' USR1 # clusters warn with it: trainings save and end, and their launchers must not die of it before
 exec "${launcher[@]}" -m training.main "${arguments[@]}"

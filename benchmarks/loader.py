@@ -27,6 +27,7 @@ from data.storage import COMPRESSIONS
 
 NUM_FRAMES, BATCH_SIZE, SEED = 16, 48, 0
 TURNS, BATCHES = 7, 40  # of each turn
+READY = 8  # batches let go before a turn: those that the loader prepared in the turns of others
 COLD_BATCHES = 20
 COMPRESSED_FRAMES = 16_000
 CACHED_FRAMES, INDEXED_FRAMES, LARGE_FRAMES = 80_000, 10_000_000, 350_000  # 1, 123 and 4.3 GB of frames
@@ -70,10 +71,11 @@ def report_rates(folder: Path, split: str) -> dict[str, Any]:
             "copies into fresh arrays": copies(dataset, fresh=True),
             "loader": load(dataset),
             "loader, with rewards": load(open_clips(folder, split, with_rewards=True)),
-            "loader, 2 processes": load(dataset, num_workers=2),
         },
         TURNS,
     )
+    # By themselves: they would go on reading ahead in the turns of others.
+    rates |= frame_rates({"loader, 2 processes": load(dataset, num_workers=2)}, TURNS)
     reference = max(rates["copies into one array"], rates["copies into fresh arrays"])
     print(f"random clips of {NUM_FRAMES} frames in batches of {BATCH_SIZE}, {len(dataset):,} clips in the page cache")
     for way, rate in rates.items():
@@ -93,6 +95,7 @@ def frame_rates(ways: dict[str, Iterator[Any]], turns: int) -> dict[str, float]:
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(turns + 1):
         for way, batches in ways.items():
+            timed(batches, READY)
             seconds[way].append(timed(batches, BATCHES))
     return {way: BATCHES * BATCH_SIZE * NUM_FRAMES / min(taken[1:]) for way, taken in seconds.items()}
 
@@ -120,7 +123,7 @@ def copies(dataset: ClipDataset, *, fresh: bool) -> Iterator[np.ndarray]:
 
 def plan(dataset: ClipDataset) -> list[tuple[list[int], list[int]]]:
     """The shard and the first frame there of every clip, batch by batch."""
-    windows = shuffled(np.arange(BATCHES * (TURNS + 1) * BATCH_SIZE, dtype=np.uint64), len(dataset), SEED)
+    windows = shuffled(np.arange((READY + BATCHES) * (TURNS + 1) * BATCH_SIZE, dtype=np.uint64), len(dataset), SEED)
     episodes, starts = np.array([dataset.locate(window) for window in windows.tolist()]).T
     data = dataset.episodes
     last_episodes = np.cumsum([shard["episodes"] for shard in data.info["splits"][data.split]["shards"]])
@@ -170,7 +173,8 @@ def forget(folder: Path, split: str) -> None:
 
 def report_compressions(folder: Path, split: str, scratch: Path) -> dict[str, Any]:
     """Size and rates of the same frames in every form."""
-    episodes, info = real_episodes(folder, split), open_clips(folder, split).episodes.info
+    episodes = real_episodes(folder, split)
+    info = open_clips(folder, split).episodes.info | {"action_names": None}
     num_frames = sum(len(episode.frames) for episode in episodes)
     plain_bytes = sum(episode.frames.nbytes for episode in episodes)
     print(f"{num_frames:,} frames of {folder.name}, in the page cache")
@@ -184,7 +188,7 @@ def report_compressions(folder: Path, split: str, scratch: Path) -> dict[str, An
         written = num_frames / (time.perf_counter() - began)
         shard = summarise_shard(fpath)
         splits = {"train": {"episodes": shard["episodes"], "frames": shard["frames"], "shards": [shard]}}
-        write_json(place / "info.json", info | {"name": place.name, "splits": splits})
+        write_json(place / "info.json", info | {"splits": splits})
         rate = frame_rates({"loader": load(open_clips(place, "train"))}, turns=2)["loader"]
         smaller = plain_bytes / fpath.stat().st_size
         print(

@@ -231,9 +231,9 @@ def _from_thread(batches: _Batches, pin_memory: bool) -> Iterator[Clip]:
     with ThreadPoolExecutor(1, "clips") as thread:
         ahead = deque(thread.submit(load, step) for step in range(BATCHES_AHEAD))
         for step in itertools.count(BATCHES_AHEAD):
-            clip = ahead.popleft().result()
+            ahead[0].result()
             ahead.append(thread.submit(load, step))
-            yield clip
+            yield ahead.popleft().result()  # under no name: it would keep every batch until the next one is there
 
 
 def _from_processes(batches: _Batches, num_workers: int, pin_memory: bool) -> Iterator[Clip]:
@@ -247,19 +247,22 @@ def _from_processes(batches: _Batches, num_workers: int, pin_memory: bool) -> It
     )
     arriving = iter(loader)
     while True:
-        try:
-            clip = next(arriving)
-        except (RuntimeError, ConnectionError, EOFError) as error:
-            if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
-                raise
-            raise ValueError(
-                f"a loader process was killed, most likely for want of memory: {num_workers} processes keep up to "
-                f"{2 * num_workers} batches of {batches.batch_size} clips; set num_workers or batch_size lower"
-            ) from None
-        if isinstance(clip, Exception):
-            # A new one: raised itself, it and this frame would hold each other, and the processes, for long.
-            raise type(clip)(*clip.args)
-        yield clip
+        yield _arrived(arriving)
+
+
+def _arrived(batches: Iterator[Clip | Exception]) -> Clip:
+    """The next batch of loader processes; raises what went wrong in them, or with them, as one line."""
+    try:
+        clip = next(batches)
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
+            raise
+        raise ValueError(
+            "a loader process was killed, most likely for want of memory; set num_workers or batch_size lower"
+        ) from None
+    if isinstance(clip, Exception):
+        raise type(clip)(*clip.args)  # a new one: this one raised would hold this frame, and the frame it, for long
+    return clip
 
 
 @dataclass(frozen=True)

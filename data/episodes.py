@@ -166,8 +166,7 @@ class Episodes:
 
     @property
     def has_rewards(self) -> bool:
-        self._arrays("frames", [0])
-        return "rewards" in self._opened[0]
+        return "rewards" in self._shards([0])[0]
 
     def came_to_an_end(self, episodes: np.ndarray) -> np.ndarray:
         """Of each of these episodes, whether the game itself ended it (coin, death): bool. Others were cut off."""
@@ -198,7 +197,7 @@ class Episodes:
         assert (starts + span <= self.lengths[episodes]).all() and (starts >= 0).all()
         arrays = self._arrays(name, self._shard_of[episodes].tolist())
         firsts = (self.starts[episodes] + starts).tolist()
-        if self._reads_ahead:  # all of the batch is asked for at once, so that the disk can work in parallel
+        if self._reads_ahead > 0:  # all of the batch is asked for at once, so that the disk can work in parallel
             self._reads_ahead -= 1
             for array, first in zip(arrays, firsts, strict=True):
                 read_ahead(array, first, first + span)
@@ -221,13 +220,19 @@ class Episodes:
             raise damaged(self.fpaths[shard], str(error)) from None
 
     def _arrays(self, name: str, shards: list[int]) -> list[Any]:
-        """The frames, actions or rewards of each of these shards; every shard is opened once per process."""
+        """The frames, actions or rewards of each of these shards."""
+        opened = self._shards(shards)
+        return [opened[shard][name] for shard in shards]
+
+    def _shards(self, shards: list[int]) -> dict[int, dict[str, Any]]:
+        """What this process has opened, these shards among it. Several threads may ask at once."""
         if self._opened_by != os.getpid():  # forked: HDF5 handles of the parent must not be used
             self._forget()
+        opened = self._opened
         for shard in shards:
-            if shard not in self._opened:
-                self._opened[shard] = self._open(shard)
-        return [self._opened[shard][name] for shard in shards]
+            if shard not in opened:
+                opened[shard] = self._open(shard)
+        return opened
 
     def _open(self, shard: int) -> dict[str, Any]:
         fpath, is_here = self.fpaths[shard], self._shard_of == shard

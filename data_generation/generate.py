@@ -56,23 +56,31 @@ def run(arguments: list[str]) -> int:
         return 0
     part = Part.parse(overrides.pop("shard", "0/1"))
     settings = read_settings(config, overrides)
-    if settings.game in FIRING and settings.action_set == "coinrun7":
-        print(f"note: {settings.game} has a fire button, which coinrun7 lacks; --action_set=procgen15 has all buttons")
-    print(_what_happened(settings, generate(settings, part)))
+    if hint := _hint(settings):
+        print(f"note: {hint}")
+    print(_what_happened(settings, part, generate(settings, part)))
     return 0
 
 
-def _what_happened(settings: Settings, summary: Summary) -> str:
-    rate = summary.num_frames / max(summary.seconds, 1e-9)
-    wrote = f"wrote {summary.num_frames:,} frames in {summary.seconds:.1f} s ({rate:,.0f}/s) to {settings.folder}"
+def _hint(settings: Settings) -> str | None:
+    if settings.game in FIRING and settings.action_set == "coinrun7":
+        return f"{settings.game} has a fire button, which coinrun7 lacks; --action_set=procgen15 has all buttons"
+    return None
+
+
+def _what_happened(settings: Settings, part: Part, summary: Summary) -> str:
+    folder, rate = settings.folder, summary.num_frames / max(summary.seconds, 1e-9)
     if summary.was_complete:
-        return f"{settings.folder} is complete and of the same config: nothing to do"
-    if summary.num_missing:
-        return (
-            f"{wrote}; {summary.num_missing} shards of other parts are still missing: the last job to end, or this "
-            "command without --shard, completes the dataset"
-        )
-    return wrote if summary.num_shards else f"{settings.folder}: all shards were there, info.json is written"
+        return f"{folder} is complete and of the same config: nothing to do"
+    said = f"wrote {summary.num_frames:,} frames in {summary.seconds:.1f} s ({rate:,.0f}/s) to {folder}"
+    if not summary.num_shards:
+        said = f"{folder}: all shards of part {part.index}/{part.count} are there"
+    if not summary.num_missing:
+        return f"{said}; the dataset is complete"
+    return (
+        f"{said}; {summary.num_missing} shards of other parts are still missing: the last job to end, or this command "
+        "without --shard, completes the dataset"
+    )
 
 
 def read_settings(config: str, overrides: dict[str, str]) -> Settings:

@@ -1,6 +1,6 @@
 """Run folders and their step folders: found, written so that each is complete or invisible, and read back exactly.
 
-<save_root>/<model>/<name>/config.yaml  step-00001000/{model.safetensors, trainer.pt}  latest  logs/  samples/
+<save_root>/<model>/<name>/config.yaml  step-00001000/{model.safetensors, trainer.pt}  latest  best  logs/  samples/
 """
 
 import os
@@ -9,7 +9,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 WEIGHTS = "model.safetensors"
 STATE = "trainer.pt"
 LATEST = "latest"
+BEST = "best"
 STEP_FOLDER = re.compile(r"step-(\d{8,})$")
 
 
@@ -75,10 +76,16 @@ def _named_step(path: Path) -> Path:
     return steps[-1]
 
 
-def save(
-    run_dpath: Path, step: int, write_weights: Callable[[Path], None], state: dict[str, Any], keep_last: int | None
-) -> Path:
-    """Write a step folder, point `latest` at it and remove the oldest beyond `keep_last`. Returns the folder.
+class Keep(NamedTuple):
+    """Which step folders stay when another one is written."""
+
+    last: int | None  # the newest ones; None = all
+    every: int | None = None  # besides, the multiples of this
+    best: int | None = None  # besides, this one
+
+
+def save(run_dpath: Path, step: int, write_weights: Callable[[Path], None], state: dict[str, Any], keep: Keep) -> Path:
+    """Write a step folder, point `latest` at it and remove those that `keep` does not name. Returns the folder.
 
     write_weights: gets the path of the weight file. state: tensors, numbers, texts and containers of them. Whatever
     happens on the way, a folder with a step's name is complete. Raises ValueError naming the file if writing fails.
@@ -101,6 +108,8 @@ def save(
         os.rename(partial, target)
         _sync_folder(run_dpath)
         write_text(run_dpath / LATEST, target.name + "\n")
+        if keep.best is not None:
+            write_text(run_dpath / BEST, step_name(keep.best) + "\n")
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         reason = str(error).splitlines()[0]
@@ -108,14 +117,17 @@ def save(
             f"could not write {target / fpath.name} ({reason}); free disk space or set train.save_root_dpath, "
             "then go on with --train.resume_ckpt=auto"
         ) from error
-    _remove_old(run_dpath, keep_last)
+    _remove_old(run_dpath, keep)
     return target
 
 
-def _remove_old(run_dpath: Path, keep_last: int | None) -> None:
-    if keep_last is None:
+def _remove_old(run_dpath: Path, keep: Keep) -> None:
+    if keep.last is None:
         return
-    for old in list_steps(run_dpath)[:-keep_last]:
+    for old in list_steps(run_dpath)[: -keep.last]:
+        step = step_of(old)
+        if step == keep.best or (keep.every is not None and step % keep.every == 0):
+            continue
         doomed = old.with_name(f".{old.name}.removed")  # first out of sight: a half removed step must not be found
         os.rename(old, doomed)
         shutil.rmtree(doomed, ignore_errors=True)

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 def opening(run: "Trainer") -> str:
     """The start banner: what runs on what, how much of it, where it goes."""
     settings, accelerator = run.settings, run.accelerator
-    on_gpu = accelerator.device.type == "cuda"
-    device = torch.cuda.get_device_name(accelerator.device) if on_gpu else f"CPU, {torch.get_num_threads()} threads"
+    device = device_name(accelerator.device)
     precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
     height, width = run.dataset.image_size
     count = sum(parameter.numel() for parameter in run.state.weights.values())
@@ -42,6 +41,12 @@ def opening(run: "Trainer") -> str:
     return "\n".join([f"Training {run.cfg.model}", *lines])
 
 
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
 def nothing_to_do(run: "Trainer") -> str:
     return (
         f"{run.run_dpath} is finished at step {run.state.step}, nothing to do; "
@@ -54,12 +59,12 @@ def closing(run: "Trainer", signal_number: int) -> str:
     state = run.state
     saved = run.run_dpath / checkpoint.step_name(state.step)
     if signal_number:
-        cause = "Ctrl-C" if signal_number == signal.SIGINT else "SIGTERM"
+        cause = "Ctrl-C" if signal_number == signal.SIGINT else signal.Signals(signal_number).name
         resume_ckpt = "--train.resume_ckpt=auto"
         kept = f"saved {saved}" if state.step else "no step was finished"
         return f"stopped by {cause} at step {state.step}; {kept}; go on with: {command(run, resume_ckpt)}"
     mode, weights = "--mode=eval", f"--eval.model_fpath={saved}"
-    best = "" if state.best is None else f"best validation loss {state.best[0]:.4f} at step {state.best[1]}; "
+    best = "" if state.best is None else "best validation {2} {0:.4f} at step {1}; ".format(*state.best)
     return f"{best}weights in {saved}; evaluate with: {command(run, mode, weights)}"
 
 

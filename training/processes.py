@@ -66,7 +66,10 @@ class FiniteGuard:
 
 
 class Interrupts(AbstractContextManager):
-    """Turns Ctrl-C and SIGTERM into a request that the loop reads between steps; a second Ctrl-C quits at once."""
+    """Turns Ctrl-C, SIGTERM and SIGUSR1 into a request that the loop reads between steps.
+
+    A second Ctrl-C quits at once. SIGUSR1 is what clusters send some minutes before they take a machine away.
+    """
 
     def __init__(self):
         self.received = 0  # signal number
@@ -75,7 +78,7 @@ class Interrupts(AbstractContextManager):
 
     def __enter__(self) -> "Interrupts":
         if threading.current_thread() is threading.main_thread():  # Python allows handlers only there
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
                 self._before[number] = signal.signal(number, self._handle)
         return self
 

@@ -96,11 +96,14 @@ class TrainSettings(Settings):
     ema_decay: float | None
     seed: int
     log_every: int
+    collapse_alarm_steps: int
     validate_every: int
     num_validation_clips: int
     sample_num_frames: int
     save_model_every: int
     keep_last: int | None
+    keep_every: int | None
+    keep_best: str | None
     save_root_dpath: str
     resume_ckpt: str | None
     init_fpath: str | None
@@ -129,8 +132,9 @@ class TrainSettings(Settings):
     def check(self) -> None:
         self.at_least(2, "num_frames")
         self.at_least(1, "frame_skip", "seq_step", "batch_size", "grad_accum", "num_train_steps", "log_every")
-        self.at_least(1, "validate_every", "num_validation_clips", "sample_num_frames", "save_model_every", "keep_last")
-        self.at_least(0, "num_workers", "seed")
+        self.at_least(1, "validate_every", "num_validation_clips", "sample_num_frames", "save_model_every")
+        self.at_least(1, "keep_last", "keep_every")
+        self.at_least(0, "num_workers", "seed", "collapse_alarm_steps")
         self.above_zero("max_train_seconds")
         if self.sample_num_frames >= self.num_frames:
             self.fail("sample_num_frames", f"at most train.num_frames - 1 = {self.num_frames - 1} (one frame is given)")

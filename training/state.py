@@ -30,7 +30,7 @@ class TrainingState:
         self.step = 0  # updates done
         self.clips_consumed = 0
         self.elapsed = 0.0  # seconds since the training began, as all processes see it; goes on over a resume
-        self.best: tuple[float, int] | None = None  # validation loss and its step
+        self.best: tuple[float, int, str] | None = None  # validation score, its step, its name
         self.log_run_id: str | None = None
 
     def advance(self, num_clips: int) -> None:
@@ -78,5 +78,7 @@ class TrainingState:
         if self.accelerator.process_index < len(state["random"]):
             checkpoint.restore_random_state(state["random"][self.accelerator.process_index])
         self.step, self.clips_consumed, self.elapsed = state["step"], state["clips_consumed"], state["elapsed"]
-        self.best = None if state["best"] is None else tuple(state["best"])
+        self.best = (
+            None if state["best"] is None else (*state["best"], "loss")[:3]
+        )  # once only the loss, without a name
         self.log_run_id = state["log_run_id"]

@@ -8,17 +8,17 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from data import tokens
@@ -66,9 +66,9 @@ def _run(cfg: DictConfig, train: TrainSettings, settings: TokenizeSettings, stat
     recipe = recipe_of(train, settings, fpath, pretrained.content_hash(fpath))
     tokenizer = build_model(cfg.frozen_tokenizer).to(state.device)
     work = _plan(tokenizer, recipe, train, settings, state.device)
-    with only_one_writer(work.folder) if state.is_main_process else nullcontext():
+    with ExitStack() as held:
         # Only the main process looks and writes; what it found missing is the work of all.
-        (missing,) = broadcast_object_list([_look(work) if state.is_main_process else None])
+        (missing,) = shared([tried(lambda: _look(work, held))] if state.is_main_process else [])
         if missing:
             _encode_all(tokenizer, work, missing, settings.batch_size, state)
         if state.is_main_process:
@@ -88,14 +88,34 @@ def _plan(
     sizes = {"frame_skip": recipe.frame_skip, "seq_step": recipe.seq_step}
     datasets = {split: ClipDataset(root, name, split, recipe.num_frames, **sizes) for split in settings.splits}
     pieces = {split: tokens.pieces_of(dataset) for split, dataset in datasets.items()}
-    shape = tuple(encode(tokenizer, datasets[settings.splits[0]], np.array([0]), device).shape[1:])
+    shape = encode(tokenizer, datasets[settings.splits[0]], np.array([0]), device).shape[1:]
     return Work(recipe, recipe.folder(root, name), datasets, pieces, shape, tokens.dtype_of(tokenizer.codebook_size))
 
 
 @torch.inference_mode()
-def encode(tokenizer: nn.Module, dataset: ClipDataset, windows: np.ndarray, device: torch.device) -> Tensor:
-    """Tokens (B, L, h, w) of the windows with these numbers, in fp32, on the device."""
-    return tokenizer.encode(dataset.batch(windows).to(device).frames)
+def encode(tokenizer: nn.Module, dataset: ClipDataset, windows: np.ndarray, device: torch.device) -> np.ndarray:
+    """Tokens (B, L, h, w) of the windows with these numbers, encoded on the device in fp32."""
+    return tokenizer.encode(dataset.batch(windows).to(device).frames).cpu().numpy()
+
+
+def tried(work: Callable[[], Any]) -> Any:
+    """What a call returns, or the error that it ends in: something to tell the other processes."""
+    try:
+        return work()
+    except (ValueError, OSError) as error:
+        return error
+
+
+def shared(own: list[Any]) -> list[Any]:
+    """What all processes bring, in their order, on each of them; an error of one is a ValueError of all.
+
+    Without it, one process would end with its line and the others with a traceback about a lost connection.
+    """
+    everything = gather_object(own)
+    for item in everything:
+        if isinstance(item, Exception):
+            raise ValueError(str(item)) from item
+    return everything
 
 
 # ----------------------------------------------------------------------------------------------------- before the work
@@ -120,11 +140,12 @@ def only_one_writer(folder: Path) -> Iterator[None]:
             file.truncate(0)
 
 
-def _look(work: Work) -> list[tuple[str, Piece]]:
+def _look(work: Work, held: ExitStack) -> list[tuple[str, Piece]]:
     """The shards to write, with their splits; what is no use any more is removed, what was made of the same is kept.
 
-    Raises ValueError where the disk has no room for them.
+    held: keeps the folder's lock. Raises ValueError where another has it, and where the disk has no room.
     """
+    held.enter_context(only_one_writer(work.folder))
     for split, pieces in work.pieces.items():
         useless = set(work.folder.glob(f"{split}-*.h5")) - {work.folder / piece.file for piece in pieces}
         for fpath in useless | set(work.folder.glob(".*.tmp")):
@@ -146,15 +167,19 @@ def _announce(work: Work, num_clips: int) -> None:
     num_bytes = num_clips * int(np.prod(work.shape)) * work.dtype.itemsize
     free = shutil.disk_usage(work.folder).free
     print(
-        f"tokens of {num_clips:,} clips of {work.recipe.num_frames} frames, {num_bytes / 1e9:.2f} GB "
-        f"({free / 1e9:.0f} GB free), to {work.folder}; an interrupted run goes on with the same command",
+        f"tokens of {num_clips:,} clips of {work.recipe.num_frames} frames, {in_words(num_bytes)} "
+        f"({in_words(free)} free), to {work.folder}; an interrupted run goes on with the same command",
         flush=True,
     )
     if num_bytes > free:
         raise ValueError(
-            f"{work.folder} has {free / 1e9:.2f} GB free, but the tokens need {num_bytes / 1e9:.2f} GB; "
+            f"{work.folder} has {in_words(free)} free, but the tokens need {in_words(num_bytes)}; "
             "free some space, or set a larger --tokenize.seq_step"
         )
+
+
+def in_words(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:,.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.2f} MB"
 
 
 # ------------------------------------------------------------------------------------------------------------ the work
@@ -170,16 +195,23 @@ def _encode_all(
     ) as bar:  # fmt: skip
         for split, piece in missing:
             batches = _encoded(tokenizer, work.datasets[split], piece, batch_size, state, bar)
-            if state.is_main_process:
-                origin = tokens.made_of(work.recipe, piece)
-                shape = (piece.count, *work.shape)
-                tokens.write_shard(work.folder / piece.file, batches, shape=shape, dtype=work.dtype, origin=origin)
-            else:
-                for _ in batches:
-                    pass
+            try:
+                _write(work, piece, batches, state)
+            except OSError as error:
+                shared([error])  # in place of what the others wait for; raises here too
+            shared([])
         seconds = max(bar.format_dict["elapsed"], 1e-9)
     if state.is_main_process:
         print(f"encoded in {duration(seconds)}, {num_frames / seconds:,.0f} frames/s", flush=True)
+
+
+def _write(work: Work, piece: Piece, batches: Iterator[np.ndarray], state: PartialState) -> None:
+    if not state.is_main_process:
+        for _ in batches:
+            pass
+        return
+    origin, shape = tokens.made_of(work.recipe, piece), (piece.count, *work.shape)
+    tokens.write_shard(work.folder / piece.file, batches, shape=shape, dtype=work.dtype, origin=origin)
 
 
 def _encoded(
@@ -193,7 +225,7 @@ def _encoded(
     batches = [windows[start : start + batch_size] for start in range(0, piece.count, batch_size)]
     for first in range(0, len(batches), state.num_processes):
         own = batches[first + state.process_index : first + state.process_index + 1]  # none at the very end
-        for batch in gather_object([encode(tokenizer, dataset, part, state.device).cpu().numpy() for part in own]):
+        for batch in shared([tried(lambda part=part: encode(tokenizer, dataset, part, state.device)) for part in own]):
             yield batch
             bar.update(len(batch) * dataset.num_frames)
 
@@ -223,8 +255,8 @@ def cached_clips(
     """
     dataset = CachedClips(train.dataset_root_dpath, train.dataset_name, "train", recipe, command=command)
     windows = np.linspace(0, len(dataset) - 1, NUM_COMPARED).astype(np.int64)
-    own = encode(world.tokenizer, dataset, windows, device).cpu()
-    share = (own != dataset.batch(windows).tokens).double().mean().item()
+    own = encode(world.tokenizer, dataset, windows, device)
+    share = (own != dataset.batch(windows).tokens.numpy()).mean()
     if share > MOST_DIFFERENT:
         raise ValueError(
             f"{share:.0%} of the tokens in {dataset.cache.folder} are not what the tokenizer makes of the same clips; "

@@ -12,7 +12,8 @@ from torch import nn
 
 from data.clips import ClipDataset, training_batches
 from models import pretrained
-from training import checkpoint, messages, optimizers, tokenization
+from training import checkpoint, messages, optimizers, record, tokenization
+from training.alarm import CollapseAlarm
 from training.logs import Averages, Progress, RunLog, Stretch, duration
 from training.objectives import MODEL, Objective, Part, one_loss
 from training.processes import Agreement, FiniteGuard, Interrupts
@@ -21,7 +22,7 @@ from training.scorers import chunk_of, sampling_of
 from training.settings import EvalSettings, ScheduleSettings, TokenizeSettings, TrainSettings
 from training.setup import build_model, check_fit, checkpoint_gradients, load_weights, make_accelerator
 from training.state import TrainingState
-from training.validation import dreamed_in_training, validation_scores, write_samples
+from training.validation import dreamed_in_training, is_better, validation_scores, write_samples
 
 ESTIMATE_AFTER_STEPS = 5  # the first step or two warm up, so the time is foretold from the ones after
 
@@ -30,8 +31,8 @@ def train(cfg: DictConfig, *, objective: Objective = one_loss) -> None:
     """Train `cfg.network` as `cfg.train` and `cfg.optimizer` say, into the run folder <save_root>/<model>/<name>.
 
     Ends at `num_train_steps` or `max_train_seconds`, whichever is reached first. Ctrl-C saves and exits with 130,
-    SIGTERM saves and exits with 0. Raises ValueError or FileNotFoundError with one line for bad input, before anything
-    is written, and ValueError where the loss stops being finite.
+    SIGTERM and SIGUSR1 save and exit with 0. Raises ValueError or FileNotFoundError with one line for bad input, before
+    anything is written, and ValueError where the loss stops being finite.
     """
     Trainer(cfg, objective).run()
 
@@ -79,6 +80,7 @@ class Trainer:
         # Unwrapped: the same weights, and mixed precision stays on.
         self.state = TrainingState(self.accelerator, parts, self.accelerator.unwrap_model(module), settings.ema_decay)
         self.guard = FiniteGuard(self.accelerator, self.agreement)
+        self.alarm = CollapseAlarm(settings.collapse_alarm_steps)
         self.saved_step: int | None = None
         if self.start_dpath is not None:
             self._restore(self.start_dpath)
@@ -209,6 +211,8 @@ class Trainer:
                 },
             )
             self._show(means)
+            for warning in self.alarm.warnings(self.state.step, means):
+                self.shown.say(warning)
         self.averages, self.stretch = Averages(), Stretch()
 
     def _show(self, means: dict[str, float]) -> None:
@@ -237,13 +241,25 @@ class Trainer:
             if self.accelerator.is_main_process:
                 pictures = write_samples(state.model, *common, self.rolling, folder)
         loss = scores["validation/loss"]
-        if state.best is None or loss < state.best[0]:
-            state.best = (loss, state.step)
+        self._compare_with_best(scores)
         if self.log is not None:
             self.log.scalars(state.step, state.elapsed, scores)
             self.log.pictures(state.step, pictures)
         self.shown.say(f"step {state.step}  validation loss {loss:.4f}" + (f"  {pictures[0]}" if pictures else ""))
         self.accelerator.wait_for_everyone()
+
+    def _compare_with_best(self, scores: dict[str, float]) -> None:
+        name = self.settings.keep_best or "loss"
+        if f"validation/{name}" not in scores:
+            self._save()
+            known = ", ".join(key.removeprefix("validation/") for key in scores)
+            raise ValueError(f"train.keep_best={name} is not among the validation scores: {known}")
+        value = scores[f"validation/{name}"]
+        best = self.state.best
+        if best is None or best[2] != name or is_better(name, value, best[0]):
+            self.state.best = (value, self.state.step, name)
+            if self.settings.keep_best is not None:
+                self._save()
 
     def _open_run_folder(self) -> None:
         self.accelerator.wait_for_everyone()  # all processes have seen the folder as it was
@@ -254,6 +270,13 @@ class Trainer:
             checkpoint.write_text(self.run_dpath / "config.yaml", OmegaConf.to_yaml(self.cfg, resolve=True))
             if self.tokenizer_fpath is not None and self.start_dpath is None:
                 pretrained.copy_weights(self.tokenizer_fpath, self.run_dpath / pretrained.TOKENIZER)
+            record.add_start(
+                self.run_dpath,
+                step=self.state.step,
+                dataset_info=self.dataset.episodes.info,
+                device=messages.device_name(self.accelerator.device),
+                num_processes=self.accelerator.num_processes,
+            )
             config = OmegaConf.to_container(self.cfg, resolve=True)
             self.log = RunLog(self.run_dpath, self.settings, config, step=self.state.step, run_id=self.state.log_run_id)
             self.state.log_run_id = self.log.run_id
@@ -271,10 +294,15 @@ class Trainer:
             def write_weights(fpath: Path) -> None:
                 self.state.write_weights(fpath, self.config, self._metadata())
 
-            saved = checkpoint.save(self.run_dpath, self.state.step, write_weights, state, self.settings.keep_last)
+            saved = checkpoint.save(self.run_dpath, self.state.step, write_weights, state, self._keep())
             self.shown.say(f"step {self.state.step}  saved {saved}")
         self.saved_step = self.state.step
         self.accelerator.wait_for_everyone()
+
+    def _keep(self) -> checkpoint.Keep:
+        settings, best = self.settings, self.state.best
+        is_wanted = settings.keep_best is not None and best is not None
+        return checkpoint.Keep(settings.keep_last, settings.keep_every, best[1] if is_wanted else None)
 
     def _metadata(self) -> dict[str, Any]:
         """Facts for the header of the weight file."""

@@ -15,6 +15,7 @@ from training.scorers import Drawn, first_frames, roll_out
 from training.settings import EvalSettings, TrainSettings
 from training.video import write_dream_vs_real
 
+HIGHER_IS_BETTER = ("token_accuracy", "codes_used", "actions_used")  # of what models log; all else are losses
 NUM_SAMPLES = 4  # clips drawn side by side
 
 
@@ -48,6 +49,11 @@ def validation_scores(
     # A process without any clip knows no names, so the sums travel as objects.
     total = sum_of(gather_object([dict(sums)]))
     return {f"validation/{name}": value / total["clips"] for name, value in total.items() if name != "clips"}
+
+
+def is_better(name: str, value: float, best: float) -> bool:
+    """Whether a validation score beats the best one so far. name: without the prefix `validation/`."""
+    return value > best if name in HIGHER_IS_BETTER else value < best
 
 
 def sum_of(parts: list[dict[str, float]]) -> dict[str, float]:

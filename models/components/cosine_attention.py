@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from models.components.recompute import is_recorded
+from models.components.recompute import is_eager
 
 COSINE_SCALE = 8.0  # logits of L2-normalised queries and keys; there is no 1/sqrt(d)
 EPS = 1e-12
@@ -24,7 +24,7 @@ def cosine_attention(q: Tensor, kv: Tensor, q_scale: Tensor, k_scale: Tensor, bi
     they are computed again, a few rows at a time.
     """
     is_single = q.dtype == kv.dtype == bias.dtype == torch.float32
-    if q.device.type == "cpu" and is_single and is_recorded():
+    if q.device.type == "cpu" and is_single and is_eager():
         return _CosineAttention.apply(q, kv, q_scale, k_scale, bias, dim)
     heads = len(bias)
     (q,), (k, v) = _split(q, 1, heads, dim), _split(kv, 2, heads, dim)

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from models.components.recompute import is_recorded, product_dtype
+from models.components.recompute import is_eager, product_dtype
 
 
 class PositionGenerator(nn.Module):
@@ -17,7 +17,7 @@ class PositionGenerator(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, T, h, w, D) -> the same shape; frame t reads frames t-2..t. Keeps x for the backward pass."""
-        apply = _AddPositions.apply if is_recorded() else _add_positions
+        apply = _AddPositions.apply if is_eager() else _add_positions
         return apply(x, self.dsconv.weight, self.dsconv.bias)
 
 

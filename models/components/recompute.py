@@ -19,9 +19,9 @@ LAYER_NORM_EPS = 1e-5
 ROWS = 1024  # rows of a piece on a CPU: enough for a matrix product at full speed
 
 
-def is_recorded() -> bool:
-    """Whether an autograd function of our own should run: gradients are wanted, and no compiler looks on."""
-    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
+def is_eager() -> bool:
+    """Whether our own autograd functions run: no compiler looks on."""
+    return not torch.compiler.is_compiling()
 
 
 def add(x: Tensor, branch: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ def normed_linears(x: Tensor, scale: Tensor, shift: Tensor, *weights: Tensor) ->
 
     Keeps x. The norm is computed in the type of its scale, the products in autocast's.
     """
-    return (_NormedLinears.apply if is_recorded() else _normed_linears)(x, scale, shift, *weights)
+    return (_NormedLinears.apply if is_eager() else _normed_linears)(x, scale, shift, *weights)
 
 
 def feed_forward(x: Tensor, scale: Tensor, shift: Tensor, expand: Tensor, contract: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ def feed_forward(x: Tensor, scale: Tensor, shift: Tensor, expand: Tensor, contra
 
     Keeps x and [value, gate].
     """
-    return (_FeedForward.apply if is_recorded() else _feed_forward)(x, scale, shift, expand, contract)
+    return (_FeedForward.apply if is_eager() else _feed_forward)(x, scale, shift, expand, contract)
 
 
 def _normed_linears(x: Tensor, scale: Tensor, shift: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:

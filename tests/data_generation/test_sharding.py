@@ -1,6 +1,7 @@
 import errno
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -66,8 +67,8 @@ def test_a_wrong_part_is_refused_with_an_example(text, tmp_path, capsys):
 def test_jobs_that_work_on_one_folder_at_once_give_what_one_machine_gives(made, tmp_path):
     command = [sys.executable, "data_generation/generate.py"]
     jobs = [
-        subprocess.Popen([*command, *command_line(tmp_path, shard=f"{index}/3")], cwd=ROOT, stderr=subprocess.PIPE)
-        for index in range(3)
+        subprocess.Popen([*command, *command_line(tmp_path, shard=f"{index}/2")], cwd=ROOT, stderr=subprocess.PIPE)
+        for index in range(2)
     ]
     for job in jobs:
         errors = job.communicate()[1]
@@ -88,25 +89,19 @@ def test_a_part_says_what_is_missing_and_the_last_one_completes_the_dataset(made
     assert "missing" not in capsys.readouterr().out and bytes_of(tmp_path / "toy") == bytes_of(made)
 
 
-def test_parts_made_in_folders_of_their_own_are_completed_where_they_are_put_together(made, tmp_path, capsys):
-    for index in range(2):
-        assert main(command_line(tmp_path / str(index), shard=f"{index}/2")) == 0
-    for fpath in (tmp_path / "1" / "toy").iterdir():
-        fpath.rename(tmp_path / "0" / "toy" / fpath.name)
-    assert main(command_line(tmp_path / "0")) == 0
-    assert "all shards were there, info.json is written" in capsys.readouterr().out
-    assert bytes_of(tmp_path / "0" / "toy") == bytes_of(made)
-
-
-def test_more_parts_than_shards_leave_some_without_work(made, tmp_path):
-    for index in range(8):
-        assert main(command_line(tmp_path, shard=f"{index}/8")) == 0
+def test_parts_of_several_folders_are_completed_where_they_are_put_together(made, tmp_path, capsys):
+    assert main(command_line(tmp_path, shard="0/8")) == 0  # of no shard: no more parts than shards have work
+    assert "6 shards of other parts are still missing" in capsys.readouterr().out
+    for fpath in made.glob("*.h5"):
+        shutil.copy(fpath, tmp_path / "toy")
+    assert main(command_line(tmp_path)) == 0
+    assert "all shards of part 0/1 are there; the dataset is complete" in capsys.readouterr().out
     assert bytes_of(tmp_path / "toy") == bytes_of(made)
 
 
 def test_a_part_of_another_config_is_refused(tmp_path, capsys):
-    assert main(command_line(tmp_path, shard="0/2")) == 0
-    assert main(command_line(tmp_path, shard="1/2", sticky="0.1")) == 2
+    assert main(command_line(tmp_path, shard="0/8")) == 0
+    assert main(command_line(tmp_path, shard="1/8", sticky="0.1")) == 2
     assert "was made with sticky=0.5, this run asks for sticky=0.1" in capsys.readouterr().err
 
 
@@ -118,8 +113,10 @@ def test_two_generators_never_work_on_the_same_shard(tmp_path):
             message = rf"are being written by another generator \(process {holder.pid} on .*\); wait for it"
             with pytest.raises(ValueError, match=message):
                 generate(settings, part)
-        assert generate(settings, Part(1, 2)).num_missing == 3
-    assert generate(settings, Part(0, 2)).num_missing == 0  # the holder was killed, which gives its shards back
+        with claim(settings.folder, Part(1, 2).of(6)):
+            pass
+    with claim(settings.folder, Part(0, 2).of(6)):  # the other one was killed, which gives its shards back
+        pass
 
 
 def test_the_generator_that_is_named_is_the_one_that_holds_the_shards(tmp_path):
@@ -135,26 +132,29 @@ def test_a_file_system_without_locks_is_worked_on_with_a_warning(made, tmp_path,
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     monkeypatch.setattr(fcntl, "lockf", refuse)
+    shutil.copytree(made, tmp_path / "toy")
+    (tmp_path / "toy" / "train-00001.h5").unlink()
     assert main(command_line(tmp_path)) == 0
     assert "has no locks; see to it that no two jobs" in capsys.readouterr().err
     assert bytes_of(tmp_path / "toy") == bytes_of(made)
 
 
-def test_the_slurm_example_runs_a_part_per_task(made, tmp_path):
+def test_the_slurm_example_does_the_part_of_its_task(made, tmp_path):
     """Edited as its comments say, and started as SLURM starts it: from a copy, with these variables."""
     text = (ROOT / "scripts" / "slurm_generate.sbatch").read_text()
     assert "config=coinrun_random\n" in text and "root_dpath=data_generation/datasets\n" in text
     text = text.replace("config=coinrun_random\n", "config=coinrun_quickstart\n")
     script = tmp_path / "slurm_script"
     script.write_text(text.replace("root_dpath=data_generation/datasets\n", f'root_dpath="{tmp_path}/my data"\n'))
-    small = [f"--{key}={value}" for key, value in SMALL.items()]
-    for task in range(2):
-        environment = os.environ | {
-            "SLURM_SUBMIT_DIR": str(ROOT),
-            "SLURM_ARRAY_TASK_ID": str(task),
-            "SLURM_ARRAY_TASK_COUNT": "2",
-            "SLURM_CPUS_PER_TASK": "1",
-        }
-        done = subprocess.run(["bash", script, *small], env=environment, capture_output=True, text=True, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-    assert bytes_of(tmp_path / "my data" / "toy") == bytes_of(made)
+    slurm = {"SUBMIT_DIR": str(ROOT), "ARRAY_TASK_ID": "1", "ARRAY_TASK_COUNT": "2", "CPUS_PER_TASK": "1"}
+    done = subprocess.run(
+        ["bash", script, *(f"--{key}={value}" for key, value in SMALL.items())],
+        env=os.environ | {f"SLURM_{name}": value for name, value in slurm.items()},
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    written = bytes_of(tmp_path / "my data" / "toy")
+    assert written.keys() - {"unfinished.json"} == {"train-00003.h5", "train-00004.h5", "validation-00000.h5"}
+    assert all(content == bytes_of(made)[name] for name, content in written.items() if name.endswith(".h5"))

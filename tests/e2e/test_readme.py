@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 TESTED_ELSEWHERE = {
@@ -43,6 +44,10 @@ def small_sizes(command: str, folder: Path) -> str:
     """What is appended to a command, so that it takes seconds and writes below `folder`."""
     if "generate.py" in command:
         return f"--n_instances=20 --n_steps_max=40 --root_dpath={folder / 'datasets'}"
+    if "data.import_videos" in command:
+        return f"--root={folder / 'datasets'}"
+    if "data.inspect" in command:
+        return f"--root={folder / 'datasets'} --output={folder / 'inspect'}"
     if "--list" in command or "--help" in command or "download_models" in command:
         return ""
     if "--mode=test" in command:
@@ -56,12 +61,22 @@ def small_sizes(command: str, folder: Path) -> str:
     model = re.search(r"--config=(\w+).yaml", command)[1]
     if model == "my_world":
         return f"{paths} {SMALL_TRAINING} {SMALL_MODEL['genie_redux']} --name=mine"
-    return f"{paths} {SMALL_TRAINING} {SMALL_MODEL[model]}"
+    name = "--name=wide" if "=wide" in command else "--name=cached" if "token_cache" in command else ""
+    return f"{paths} {SMALL_TRAINING} {SMALL_MODEL[model]} {name}"
 
 
 def order(command: str) -> int:
     """Data come before tokenizers, those before worlds, those before their evaluation."""
-    stages = ("generate.py", "tokenizer.yaml", "world.yaml", "genie_redux.yaml", "guided.yaml")
+    stages = (
+        "generate.py",
+        "data.import",
+        "data.inspect",
+        "tokenizer.yaml",
+        "world.yaml",
+        "genie_redux.yaml",
+        "--mode=tokenize",
+        "guided.yaml",
+    )
     return next((i for i, part in enumerate(stages) if part in command), -1) + 10 * ("--mode=eval" in command)
 
 
@@ -69,12 +84,18 @@ def order(command: str) -> int:
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("readme")
     (folder / "my_world.yaml").write_text("defaults: [genie_redux, _self_]\n")
+    (folder / "gameplay").mkdir()
+    for shade in (40, 80, 120):
+        pictures = [Image.new("RGB", (96, 64), (shade, 10 * step, 0)) for step in range(12)]
+        gif = folder / "gameplay" / f"{shade}.gif"
+        pictures[0].save(gif, save_all=True, append_images=pictures[1:], duration=50)
     return folder
 
 
 @pytest.mark.parametrize("command", sorted(set(printed_commands()) - TESTED_ELSEWHERE, key=order))
 def test_a_command_of_the_readme_runs_as_printed(command, folder):
     typed = command.replace("my_world.yaml", str(folder / "my_world.yaml"))
+    typed = typed.replace("~/gameplay", str(folder / "gameplay"))
     words = shlex.split(f"{typed} {small_sizes(command, folder)}")
     if words[0] == "python":
         words[0] = sys.executable

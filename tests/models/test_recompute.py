@@ -37,7 +37,7 @@ def plain(monkeypatch):
 
     def switch():
         for module in (recompute, cosine_attention, position_generator):
-            monkeypatch.setattr(module, "is_recorded", lambda: False)
+            monkeypatch.setattr(module, "is_eager", lambda: False)
 
     return switch
 

@@ -7,6 +7,7 @@ import torch
 
 from tests.training.workers.tiny import configure
 from training import checkpoint
+from training.checkpoint import Keep
 from training.setup import load_weights
 from training.trainer import Trainer, train
 
@@ -15,8 +16,8 @@ def write_weights(fpath):
     fpath.write_bytes(b"weights")
 
 
-def save(run_dpath, step, keep_last=None):
-    return checkpoint.save(run_dpath, step, write_weights, {"step": step}, keep_last)
+def save(run_dpath, step, last=None, **keep):
+    return checkpoint.save(run_dpath, step, write_weights, {"step": step}, Keep(last, **keep))
 
 
 def test_a_step_folder_is_found_again_and_latest_names_it(tmp_path):
@@ -36,7 +37,7 @@ def test_an_interrupted_save_leaves_no_step_behind(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        checkpoint.save(tmp_path, 2, dies, {}, None)
+        checkpoint.save(tmp_path, 2, dies, {}, Keep(None))
     assert [path.name for path in checkpoint.list_steps(tmp_path)] == ["step-00000001"]
     assert (tmp_path / "latest").read_text().strip() == "step-00000001"
     checkpoint.clean(tmp_path)
@@ -50,15 +51,22 @@ def test_a_full_disk_is_one_line_naming_the_file_and_keeps_earlier_steps(tmp_pat
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(ValueError, match=r"step-00000002/model.safetensors .*No space left") as error:
-        checkpoint.save(tmp_path, 2, full, {}, keep_last=1)
+        checkpoint.save(tmp_path, 2, full, {}, Keep(1))
     assert "\n" not in str(error.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000001"]
 
 
 def test_only_the_newest_steps_stay(tmp_path):
     for step in (1, 2, 3):
-        save(tmp_path, step, keep_last=2)
+        save(tmp_path, step, last=2)
     assert [checkpoint.step_of(path) for path in checkpoint.list_steps(tmp_path)] == [2, 3]
+
+
+def test_milestones_and_the_best_step_stay_beside_the_newest(tmp_path):
+    for step in range(1, 9):
+        save(tmp_path, step, last=2, every=3, best=4 if step >= 4 else 1)
+    assert [checkpoint.step_of(path) for path in checkpoint.list_steps(tmp_path)] == [3, 4, 6, 7, 8]
+    assert (tmp_path / "best").read_text() == "step-00000004\n"
 
 
 def test_a_fresh_run_never_enters_a_folder_with_content(tmp_path):

@@ -107,7 +107,7 @@ def test_a_run_killed_at_any_moment_and_resumed_equals_an_unbroken_run(tmp_path)
     assert_same(weights(tmp_path, "noisy_line", "unbroken", 12), weights(tmp_path, "noisy_line", "killed", 12))
 
 
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0), (signal.SIGUSR1, 0)])
 def test_a_signal_saves_and_says_how_to_go_on(tmp_path, number, exit_code):
     process = start(tmp_path, "noisy_line", "train__num_train_steps=1000", "train__save_model_every=3", "slow=0.05")
     folder = run_folder(tmp_path, "noisy_line", "tokenizer")
@@ -129,6 +129,26 @@ def test_accumulated_micro_batches_are_one_big_batch(tmp_path):
         torch.testing.assert_close(accumulated[name], value, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("metric", ["loss", "token_accuracy"])
+def test_the_best_step_by_a_validation_score_stays(tmp_path, metric):
+    tiny.tiny_tokenizer(tmp_path)
+    settings = {"train__num_train_steps": 6, "train__validate_every": 1, "train__keep_last": 1}
+    train(configure("genie_redux_guided", tmp_path, **settings, train__keep_best=metric, optimizer__lr=1.0))
+    folder = run_folder(tmp_path, "genie_redux_guided", "genie_redux_guided")
+    lines = [json.loads(line) for line in (folder / "logs" / "metrics.jsonl").read_text().splitlines()]
+    scores = {line["step"]: line[f"validation/{metric}"] for line in lines if f"validation/{metric}" in line}
+    best = (min if metric == "loss" else max)(scores, key=scores.get)
+    assert len(scores) == 6 and best != 6  # at this rate it gets worse
+    assert (folder / "best").read_text().strip() == checkpoint.step_name(best)
+    assert [checkpoint.step_of(path) for path in checkpoint.list_steps(folder)] == [best, 6]
+
+
+def test_an_unknown_validation_score_is_named_after_saving(tmp_path):
+    with pytest.raises(ValueError, match=r"keep_best=psnr is not among the validation scores: loss, squared"):
+        train(configure("noisy_line", tmp_path, train__validate_every=2, train__keep_best="psnr"))
+    assert checkpoint.list_steps(run_folder(tmp_path, "noisy_line", "tokenizer"))
+
+
 def test_a_training_writes_what_the_design_says(tmp_path, capsys):
     tokenizer = tiny.tiny_tokenizer(tmp_path)
     train(configure("genie_redux_guided", tmp_path, train__validate_every=2, train__logger="tensorboard"))
@@ -137,6 +157,8 @@ def test_a_training_writes_what_the_design_says(tmp_path, capsys):
     assert sorted(path.name for path in step.iterdir()) == ["model.safetensors", "trainer.pt"]
     assert (folder / "tokenizer.safetensors").read_bytes() == tokenizer.read_bytes()
     assert not [name for name in load_file(step / "model.safetensors") if name.startswith("tokenizer.")]
+    (started,) = json.loads((folder / "record.json").read_text())["starts"]
+    assert started["step"] == 0 and started["dataset"] == "noise" and len(started["dataset_sha256"]) == 64
     assert (folder / "config.yaml").exists() and list((folder / "logs" / "tensorboard").iterdir())
     with Image.open(folder / "samples" / "step-00000002" / "dream.gif") as gif:
         assert gif.n_frames == 4

@@ -26,7 +26,7 @@ from data.order import shuffled
 from data.storage import COMPRESSIONS
 
 NUM_FRAMES, BATCH_SIZE, SEED = 16, 48, 0
-TURNS, BATCHES = 7, 40  # of each turn
+TURNS, BATCHES = 30, 40  # of each turn, some hundredths of a second, so that some are left alone
 READY = 8  # batches let go before a turn: those that the loader prepared in the turns of others
 COLD_BATCHES = 20
 COMPRESSED_FRAMES = 16_000
@@ -75,7 +75,7 @@ def report_rates(folder: Path, split: str) -> dict[str, Any]:
         TURNS,
     )
     # By themselves: they would go on reading ahead in the turns of others.
-    rates |= frame_rates({"loader, 2 processes": load(dataset, num_workers=2)}, TURNS)
+    rates |= frame_rates({"loader, 2 processes": load(dataset, num_workers=2)}, turns=5)
     reference = max(rates["copies into one array"], rates["copies into fresh arrays"])
     print(f"random clips of {NUM_FRAMES} frames in batches of {BATCH_SIZE}, {len(dataset):,} clips in the page cache")
     for way, rate in rates.items():

@@ -245,23 +245,14 @@ def _from_processes(batches: _Batches, num_workers: int, pin_memory: bool) -> It
         pin_memory=pin_memory,
         generator=torch.Generator(),  # or the loader draws its workers' seed from torch's global generator
     )
-    arriving = iter(loader)
-    while True:
-        yield _arrived(arriving)
+    return map(_unwrapped, loader)
 
 
-def _arrived(batches: Iterator[Clip | Exception]) -> Clip:
-    """The next batch of loader processes; raises what went wrong in them, or with them, as one line."""
-    try:
-        clip = next(batches)
-    except (RuntimeError, ConnectionError, EOFError) as error:
-        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
-            raise
-        raise ValueError(
-            "a loader process was killed, most likely for want of memory; set num_workers or batch_size lower"
-        ) from None
+def _unwrapped(clip: Clip | Exception) -> Clip:
     if isinstance(clip, Exception):
-        raise type(clip)(*clip.args)  # a new one: this one raised would hold this frame, and the frame it, for long
+        raise type(clip)(
+            *clip.args
+        )  # a new one: this one and this frame would hold each other, and the loader, for long
     return clip
 
 

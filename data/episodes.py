@@ -88,6 +88,7 @@ def read_info(root: Path | str, name: str) -> dict[str, Any]:
     fpath = folder / "info.json"
     command = "python data_generation/generate.py " + (f"--config={MADE_BY[name]}" if name in MADE_BY else "--list")
     if (folder / UNFINISHED).exists() and not fpath.exists():
+        command = _importer(folder / UNFINISHED) or command
         raise ValueError(f"dataset {folder} is unfinished; run its generator again to go on: {command}")
     if not fpath.exists():
         existing = sorted(entry.parent.name for entry in Path(root).glob("*/info.json"))
@@ -100,9 +101,20 @@ def read_info(root: Path | str, name: str) -> dict[str, Any]:
         info = json.loads(fpath.read_text())
     except ValueError as error:
         raise ValueError(f"{fpath} is not readable JSON ({error}); generate the dataset again") from None
-    if info.get("format") != FORMAT:
-        raise ValueError(f"{fpath} has format {info.get('format')}, this version reads format {FORMAT}")
+    if not isinstance(info, dict) or info.get("format") is None:
+        raise ValueError(f"{fpath} is not the info.json of a dataset; generate the dataset again")
+    if info["format"] != FORMAT:
+        raise ValueError(f"{fpath} has format {info['format']}, this version reads format {FORMAT}")
     return info
+
+
+def _importer(fpath: Path) -> str | None:
+    """The command that makes an imported dataset, as its unfinished.json names it; None for a generated one."""
+    try:
+        importer = json.loads(fpath.read_text()).get("importer")
+    except (ValueError, AttributeError):
+        return None
+    return f"python -m {importer} with the arguments of before" if importer else None
 
 
 class Episodes:

@@ -185,7 +185,7 @@ def open_arrays(fpath: Path, file: h5py.File) -> dict[str, Any]:
 
 def map_dataset(file: h5py.File, name: str) -> Any:
     """The dataset as a read-only memory map (the file is then closed), or as it is when it is chunked."""
-    return map_arrays(file, [name])[name]
+    return file[name] if file[name].chunks else map_arrays(file, [name])[name]
 
 
 def damaged(fpath: Path, reason: str) -> ValueError:

@@ -22,6 +22,8 @@ COMPRESSIONS = (None, "lzf", "gzip", "blosc")
 BLOSC = 32001  # the filter's number in HDF5's register
 # Random windows decode whole chunks: few frames per chunk waste little, one frame alone compresses less well.
 FRAMES_PER_CHUNK = {"lzf": 4, "gzip": 4, "blosc": 8}
+# What a system answers where files cannot be locked, as on many network disks.
+NO_LOCK = {errno.EAGAIN, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 KEPT_OPEN = 128  # files of compressed arrays
 
 Opened = TypeVar("Opened")
@@ -67,17 +69,16 @@ def missing_filter(dataset: h5py.Dataset) -> str | None:
 
 
 def open_hdf5(fpath: Path) -> h5py.File:
-    """Open a finished file for reading.
+    """Open a finished file for reading; without a lock where none can be had, since nobody writes it any more.
 
-    Nobody writes it any more: no locks (network disks may have none), and no cache of decompressed chunks, which random
-    windows would never hit and which would hold up to a megabyte per file.
+    There is no cache of decompressed chunks: random windows would never hit it, and it may hold a megabyte per file.
     """
     try:
-        return with_room(lambda: h5py.File(fpath, "r", locking=False, rdcc_nbytes=0))
+        return with_room(lambda: h5py.File(fpath, "r", rdcc_nbytes=0))
     except OSError as error:
-        if "locking flag values" not in str(error):
+        if error.errno not in NO_LOCK:
             raise
-        return with_room(lambda: h5py.File(fpath, "r", rdcc_nbytes=0))  # as somebody else in this process opened it
+        return with_room(lambda: h5py.File(fpath, "r", rdcc_nbytes=0, locking=False))
 
 
 class DecompressionError(ValueError):

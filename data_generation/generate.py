@@ -69,10 +69,10 @@ def _hint(settings: Settings) -> str | None:
 
 
 def _what_happened(settings: Settings, part: Part, summary: Summary) -> str:
-    folder, rate = settings.folder, summary.num_frames / max(summary.seconds, 1e-9)
+    folder, (num_frames, seconds, _) = settings.folder, summary.counts
     if summary.was_complete:
         return f"{folder} is complete and of the same config: nothing to do"
-    said = f"wrote {summary.num_frames:,} frames in {summary.seconds:.1f} s ({rate:,.0f}/s) to {folder}"
+    said = f"wrote {num_frames:,} frames in {seconds:.1f} s ({num_frames / max(seconds, 1e-9):,.0f}/s) to {folder}"
     if not summary.num_shards:
         said = f"{folder}: all shards of part {part.index}/{part.count} are there"
     if not summary.num_missing:

@@ -41,11 +41,10 @@ class Part(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """What a call did (frames, shards, seconds) and found (was all there before?) and left (shards of other jobs)."""
+    """What a call did: shards written, their counts; and what it found (was all there?) and left (to other jobs)."""
 
-    num_frames: int
     num_shards: int
-    seconds: float
+    counts: Counts
     was_complete: bool
     num_missing: int
 
@@ -77,18 +76,18 @@ def generate(settings: Settings, part: Part = Part()) -> Summary:  # noqa: B008 
         missing = [shard for shard in ours if not _is_intact(folder / shard.file, shard)]
         with claimed.alone():
             if not missing and _is_complete(folder, shards):
-                return Summary(0, 0, 0.0, True, 0)
+                return Summary(0, Counts(0, 0.0, 0.0), True, 0)
             _mark_unfinished(folder, settings)
         elsewhere = [
             shard for number, shard in enumerate(shards) if number not in numbers and not (folder / shard.file).exists()
         ]
-        counts = _write_missing(settings, Job(ours, missing, elsewhere)) if missing else Counts(0, 0.0)
+        counts = _write_missing(settings, Job(ours, missing, elsewhere)) if missing else Counts(0, 0.0, 0.0)
         with claimed.alone():
             num_missing = sum(not (folder / shard.file).exists() for shard in shards)
             if not num_missing and not _is_complete(folder, shards):
                 _write(folder / "info.json", _info(settings, shards))
                 (folder / UNFINISHED).unlink()
-        return Summary(counts.num_frames, len(missing), counts.seconds, False, num_missing)
+        return Summary(len(missing), counts, False, num_missing)
 
 
 def _is_complete(folder: Path, shards: Sequence[Shard]) -> bool:

@@ -8,6 +8,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -51,6 +52,7 @@ class Job(NamedTuple):
 class Counts(NamedTuple):
     num_frames: int
     seconds: float  # without the start of the workers
+    cpu_seconds: float  # of all workers, likewise
 
 
 class Recorded(NamedTuple):
@@ -60,6 +62,7 @@ class Recorded(NamedTuple):
     frames: int
     shards_begun: int
     shards_written: int
+    cpu_microseconds: int
 
 
 def write_shards(settings: Settings, job: Job) -> Counts:
@@ -84,7 +87,8 @@ def write_shards(settings: Settings, job: Job) -> Counts:
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-    return Counts(Recorded(*recorded).frames, seconds)
+    done = Recorded(*recorded)
+    return Counts(done.frames, seconds, done.cpu_microseconds / 1e6)
 
 
 # ---------------------------------------------------------------------------------------------------- inside a worker
@@ -151,6 +155,7 @@ def _end_with_parent() -> None:
 
 def _write_untaken(shards: Sequence[Shard]) -> None:
     """Write shards that no other worker has taken, each while the next is played: or the disk would be waited for."""
+    cpu_seconds = time.process_time()
     rooms, writing = [_work.room(), _work.room()], None
     with ThreadPoolExecutor(1) as writer:
         while (number := _work.add(shards_begun=1).shards_begun) < len(shards):
@@ -161,6 +166,7 @@ def _write_untaken(shards: Sequence[Shard]) -> None:
             rooms.reverse()
         if writing is not None:
             writing.result()
+    _work.add(cpu_microseconds=round((time.process_time() - cpu_seconds) * 1e6))
 
 
 def _probe(levels: Sequence[int]) -> list[tuple[int, float]]:
@@ -239,10 +245,11 @@ def _estimate(pool: ProcessPoolExecutor, levels: Sequence[int], num_workers: int
 def _watch(pending: set[Future], recorded: Any, job: Job) -> float:
     """Show how far the job is until all workers are done or one fails; the seconds it took."""
     total, num_shards = _num_episodes(job.shards), len(job.shards)
-    before = Recorded(total - _num_episodes(job.missing), 0, 0, num_shards - len(job.missing))
+    num_before = total - _num_episodes(job.missing)
+    shards_before = num_shards - len(job.missing)
     with tqdm(
         total=total,
-        initial=before.episodes,
+        initial=num_before,
         unit="episode",
         smoothing=0.1,
         mininterval=0.5 if sys.stderr.isatty() else 60,  # a log file keeps every line
@@ -252,9 +259,9 @@ def _watch(pending: set[Future], recorded: Any, job: Job) -> float:
             for future in done:
                 future.result()
             now, seconds = Recorded(*recorded), max(bar.format_dict["elapsed"], 1e-9)
-            shards = f"{before.shards_written + now.shards_written} of {num_shards} shards"
+            shards = f"{shards_before + now.shards_written} of {num_shards} shards"
             bar.set_postfix_str(f"{now.frames / seconds:,.0f} frames/s, {shards}", refresh=False)
-            bar.update(before.episodes + now.episodes - bar.n)
+            bar.update(num_before + now.episodes - bar.n)
         return bar.format_dict["elapsed"]
 
 

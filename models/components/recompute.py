@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 LAYER_NORM_EPS = 1e-5
-ROWS = 1024  # rows of a piece on a CPU: enough for a matrix product at full speed
+ROWS = 1024  # rows of a piece on a CPU: enough for products at full speed, intermediates of some MiB
 
 
 def is_eager() -> bool:

@@ -2,6 +2,7 @@ import itertools
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 import time
@@ -147,34 +148,18 @@ def test_loader_processes_change_nothing_and_leave_the_global_generator_alone(tm
             assert torch.equal(getattr(one, part), getattr(other, part))
 
 
-LOADER = """
+KILLED = """
 import multiprocessing, os, signal, sys
 import torch
 from data.clips import ClipDataset, training_batches
 
 if __name__ == "__main__":
-    root, action = sys.argv[1:]
     torch.multiprocessing.set_start_method("spawn")
-    batches = training_batches(ClipDataset(root, "toy", "train", 4), batch_size=4, seed=2, num_workers=2)
+    batches = training_batches(ClipDataset(sys.argv[1], "toy", "train", 4), batch_size=4, seed=2, num_workers=2)
     print([next(batches).seeds.tolist() for _ in range(3)])
-    workers = [child.pid for child in multiprocessing.active_children()]
-    print(workers, flush=True)
-    if action == "end":
-        os.kill(os.getpid(), signal.SIGKILL)
-    os.kill(workers[0], signal.SIGKILL)
-    try:
-        while True:
-            next(batches)
-    except ValueError as error:
-        print(error)
+    print([child.pid for child in multiprocessing.active_children()], flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
 """
-
-
-def load_in_another_process(tmp_path, action) -> list[str]:
-    (tmp_path / "loading.py").write_text(LOADER)
-    command = [sys.executable, str(tmp_path / "loading.py"), str(tmp_path), action]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, env=environment, capture_output=True, text=True).stdout.splitlines()
 
 
 def is_running(pid: int) -> bool:
@@ -186,21 +171,17 @@ def is_running(pid: int) -> bool:
 
 def test_loader_processes_start_anew_as_well_as_forked_and_end_with_a_parent_that_is_killed(tmp_path):
     make_dataset(tmp_path, "toy", LENGTHS, compression="blosc")
-    seeds, workers = map(json.loads, load_in_another_process(tmp_path, "end"))
+    (tmp_path / "killed.py").write_text(KILLED)
+    command = [sys.executable, str(tmp_path / "killed.py"), str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    output = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True).stdout
+    seeds, workers = map(json.loads, output.splitlines())
     batches = training_batches(ClipDataset(tmp_path, "toy", "train", 4), batch_size=4, seed=2)
-    assert seeds == [next(batches).seeds.tolist() for _ in range(3)]
+    assert len(workers) == 2 and seeds == [next(batches).seeds.tolist() for _ in range(3)]
     deadline = time.monotonic() + 60
     while any(is_running(pid) for pid in workers):
         assert time.monotonic() < deadline, "loader processes outlive their parent"
         time.sleep(0.2)
-
-
-def test_a_killed_loader_process_is_answered_in_one_line(tmp_path):
-    make_dataset(tmp_path, "toy", LENGTHS)
-    _, _, *message = load_in_another_process(tmp_path, "go on")
-    assert message == [
-        "a loader process was killed, most likely for want of memory; set num_workers or batch_size lower"
-    ]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -208,9 +189,12 @@ def test_what_goes_wrong_in_the_background_arrives_as_the_one_line_that_it_is(ro
     fpath = root / "toy" / "train-00001.h5"
     dataset = ClipDataset(root, "toy", "train", 4)
     fpath.write_bytes(bytes(fpath.stat().st_size))
-    with pytest.raises(ValueError, match=r"^shard \S*train-00001.h5 is damaged: .*again$") as caught:
+    try:  # pytest.raises would keep the loader until the garbage is collected, when its processes take 10 s to end
         take(training_batches(dataset, batch_size=11, seed=0, num_workers=num_workers), 3)
-    assert "\n" not in str(caught.value)
+        message = "nothing was raised"
+    except ValueError as error:
+        message = str(error)
+    assert re.fullmatch(r"shard \S*train-00001.h5 is damaged: .*again", message)
 
 
 def test_another_seed_gives_another_order(dataset):

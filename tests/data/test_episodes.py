@@ -1,3 +1,4 @@
+import fcntl
 import json
 import mmap
 import multiprocessing
@@ -330,11 +331,20 @@ def test_a_compressed_shard_that_was_made_again_is_read_anew(tmp_path):
 
 
 @pytest.mark.parametrize("compression", [None, "lzf"])
-def test_a_shard_can_be_read_while_this_process_has_it_open_in_its_own_way(tmp_path, compression):
+def test_a_shard_can_be_read_while_this_process_has_it_open(tmp_path, compression):
     make_dataset(tmp_path, "toy", LENGTHS, compression=compression)
-    with h5py.File(tmp_path / "toy" / "train-00001.h5", "r") as file:
-        assert file["frames"].shape[0] == 22
-        assert Episodes(tmp_path, "toy", "train").frames(4, 0, 12)[-1, 0, 0, 1] == 11
+    fpath = tmp_path / "toy" / "train-00001.h5"
+    read = Episodes(tmp_path, "toy", "train")
+    with h5py.File(fpath, "r"):
+        assert read.frames(4, 0, 12)[-1, 0, 0, 1] == 11
+        with h5py.File(fpath, "r") as file:
+            assert file["frames"].shape[0] == 22
+
+
+def test_a_shard_is_read_where_it_cannot_be_locked(root):
+    with open(root / "toy" / "train-00001.h5", "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert Episodes(root, "toy", "train").frames(4, 0, 12)[-1, 0, 0, 1] == 11
 
 
 def test_compressed_shards_are_closed_again_when_there_are_many(tmp_path):

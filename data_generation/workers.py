@@ -193,12 +193,15 @@ def _bytes_per_frame(episode: Episode, compression: str | None) -> float:
 
 @contextmanager
 def _children_ignore_interrupts() -> Iterator[None]:
-    """Processes started meanwhile never see Ctrl-C, not even while they start: it is the parent's to handle."""
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Processes started meanwhile never see Ctrl-C, not even while they start: it is the parent's to handle.
+
+    They inherit that it is held back; for the parent one that comes meanwhile waits until the end and is not lost.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
 
 def _announce_size(settings: Settings, job: Job, pool: ProcessPoolExecutor, num_workers: int) -> None:

@@ -180,7 +180,13 @@ def test_an_interrupted_run_says_how_far_it_came_and_how_to_go_on(tmp_path, stop
     command = [sys.executable, "generate.py", "--name=toy", f"--root_dpath={tmp_path}", "--n_workers=1"]
     command += ["--episodes_per_shard=1", "--n_steps_max=20"]
     process = subprocess.Popen(
-        command, cwd=ROOT / "data_generation", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=ROOT / "data_generation",
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that runs the tests in the background ignores SIGINT, and its children would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while not (tmp_path / "toy" / "train-00002.h5").exists() and process.poll() is None:
         time.sleep(0.02)

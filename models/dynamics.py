@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.components.cache import TransformerCache
 from models.components.masking import refine, training_mask
 from models.components.positions import ContinuousPositionBias
 from models.components.st_transformer import STTransformer
@@ -19,6 +20,24 @@ class Lesson(NamedTuple):
     actions: Tensor  # (B, L, A), the action that each input frame is conditioned on
     targets: Tensor  # (B, L, h, w)
     asked: Tensor  # (B, L, h, w) bool: where the loss counts
+
+
+class DynamicsCache(NamedTuple):
+    """What `MaskGIT.extend` remembers of a batch of dreams."""
+
+    transformer: TransformerCache
+    embeddings: Tensor  # (K + 1, dim), which follow from the weights
+
+    @property
+    def length(self) -> int:
+        """Frames in the cache."""
+        return self.transformer.length
+
+    def fork(self) -> "DynamicsCache":
+        return self._replace(transformer=self.transformer.fork())
+
+    def select(self, rows: Tensor) -> "DynamicsCache":
+        return self._replace(transformer=self.transformer.select(rows))
 
 
 class NextFrameRule:
@@ -51,6 +70,16 @@ class NextFrameRule:
         return tokens[:, :-1], actions
 
     @staticmethod
+    def inputs_after(tokens: Tensor, arriving: Tensor) -> tuple[Tensor, Tensor]:
+        """`inputs` for the last frames of a clip: arriving (B, L, A) are the actions that led to these L frames."""
+        return tokens[:, :-1], arriving[:, 1:]
+
+    @staticmethod
+    def conditions_of_known(arriving: Tensor) -> Tensor:
+        """The actions that L known input frames are conditioned on, of those that led to them and to the next one."""
+        return arriving[:, 1:]
+
+    @staticmethod
     def input_frames(num_frames: int) -> int:
         """Frames that the network reads of a clip of `num_frames`."""
         return num_frames - 1
@@ -75,6 +104,14 @@ class InPlaceRule:
 
     def inputs(self, tokens: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         return tokens, self._arriving(actions)
+
+    @staticmethod
+    def inputs_after(tokens: Tensor, arriving: Tensor) -> tuple[Tensor, Tensor]:
+        return tokens, arriving
+
+    @staticmethod
+    def conditions_of_known(arriving: Tensor) -> Tensor:
+        return arriving[:, :-1]
 
     @staticmethod
     def input_frames(num_frames: int) -> int:
@@ -207,16 +244,29 @@ class MaskGIT(nn.Module):
         accuracy = right.sum() / asked.sum().clamp(min=1)
         return StepOutput(loss, {"cross_entropy": loss.detach(), "token_accuracy": accuracy})
 
-    def logits(self, inputs: Tensor, actions: Tensor) -> Tensor:
-        """inputs (B, L, h, w) token or mask ids, actions (B, L, A) one for each input frame -> (B, L, h, w, K)."""
-        grid = tuple(inputs.shape[2:])
-        self._check_context(inputs.shape[1], grid, "eval.sample_num_frames")
-        embeddings = self.token_emb.weight
-        if self.code_projection is not None:
-            embeddings = embeddings + self.code_projection(self.codes)
+    def logits(self, inputs: Tensor, actions: Tensor, *, window: int | None = None) -> Tensor:
+        """inputs (B, L, h, w) token or mask ids, actions (B, L, A) one for each input frame -> (B, L, h, w, K).
+
+        window: input frames that attention over time reads; None for all.
+        """
+        embeddings = self._embeddings()
+        x, condition = self._embed(inputs, actions, embeddings, at=0)
+        features = self.transformer(x, self.spatial_bias(tuple(inputs.shape[2:])), condition, window=window)
+        return self._scores(features, embeddings)
+
+    def _embeddings(self) -> Tensor:
+        """The vector of each token and of the mask, (K + 1, dim)."""
+        if self.code_projection is None:
+            return self.token_emb.weight
+        return self.token_emb.weight + self.code_projection(self.codes)
+
+    def _embed(self, inputs: Tensor, actions: Tensor, embeddings: Tensor, *, at: int) -> tuple[Tensor, Tensor | None]:
+        """The transformer's input and condition for frames from number `at` on."""
+        self._check_context(at + inputs.shape[1], tuple(inputs.shape[2:]), "eval.sample_num_frames")
         x = F.embedding(inputs, embeddings)
         if self.pos_emb is not None:
-            positions = self.pos_emb.weight[: inputs[0].numel()]
+            first = at * inputs[0, 0].numel()
+            positions = self.pos_emb.weight[first : first + inputs[0].numel()]
             x = x + positions.view(*inputs.shape[1:], -1)
         if self.embedding_gradient != 1:
             x = x * self.embedding_gradient + x.detach() * (1 - self.embedding_gradient)
@@ -229,13 +279,24 @@ class MaskGIT(nn.Module):
             x = torch.cat([x, actions[:, :, None, None].expand(*x.shape[:-1], -1).to(x.dtype)], dim=-1)
         else:
             condition = F.silu(actions)
-        features = self.transformer(x, self.spatial_bias(grid), condition)
+        return x, condition
+
+    def _scores(self, features: Tensor, embeddings: Tensor) -> Tensor:
         if self.token_output == "linear":
             return self.to_logits(features)
         return self.to_embedding(features) @ embeddings[:-1].T / embeddings.shape[-1] ** 0.5
 
     @torch.no_grad()
-    def sample(self, tokens: Tensor, actions: Tensor, *, num_new: int, sampling: Sampling, seeds: Tensor) -> Tensor:
+    def sample(
+        self,
+        tokens: Tensor,
+        actions: Tensor,
+        *,
+        num_new: int,
+        sampling: Sampling,
+        seeds: Tensor,
+        window: int | None = None,
+    ) -> Tensor:
         """Tokens of the next `num_new` frames, drawn together: (B, num_new, h, w).
 
         tokens (B, P, h, w) known; actions (B, P-1+num_new, A). `num_new=1` frame after frame is autoregressive,
@@ -247,10 +308,71 @@ class MaskGIT(nn.Module):
         hidden = torch.ones(batch, new[0].numel(), dtype=torch.bool, device=tokens.device)
         for step in range(sampling.steps):
             inputs, conditions = self.rule.inputs(torch.cat([tokens, new], dim=1), actions)
-            logits = self.logits(inputs, conditions)[:, -num_new:].flatten(1, 3)
+            logits = self.logits(inputs, conditions, window=window)[:, -num_new:].flatten(1, 3)
             drawn, hidden = refine(logits, new.flatten(1), hidden, sampling, step, seeds, frame=past)
             new = drawn.masked_fill(hidden, self.mask_id).view_as(new)
         return new
+
+    # ------------------------------------------------------------------------------------------------ frame after frame
+
+    def start(self, batch: int, grid: tuple[int, int], *, window: int, max_new: int, max_rewind: int) -> DynamicsCache:
+        """A cache without frames for `extend`; the sizes are those of `TransformerCache`."""
+        sizes = {"window": window, "max_new": max_new, "max_rewind": max_rewind}
+        cache = self.transformer.start(batch, tuple(grid), self.spatial_bias(tuple(grid)), **sizes)
+        return DynamicsCache(cache, self._embeddings())
+
+    @torch.no_grad()
+    def extend(
+        self,
+        tokens: Tensor,
+        arriving: Tensor,
+        cache: DynamicsCache,
+        *,
+        num_new: int,
+        sampling: Sampling,
+        seeds: Tensor,
+        frame: int,
+    ) -> Tensor:
+        """What `sample` draws for the next `num_new` frames, (B, num_new, h, w), at the cost of the new frames alone.
+
+        tokens: (B, m, h, w), the known frames that are not in the cache yet; they are afterwards. arriving: (B,
+        m + num_new, A), the actions that led to these frames and to the new ones, zeros where none did. frame: the
+        number of the first new frame, which keys the noise.
+        """
+        self.rule.check(sampling, num_new)
+        tokens, arriving = self._remember_all_but_last(tokens, arriving, cache)
+        batch, num_known = tokens.shape[:2]
+        new = torch.full((batch, num_new, *tokens.shape[2:]), self.mask_id, device=tokens.device)
+        hidden = torch.ones(batch, new[0].numel(), dtype=torch.bool, device=tokens.device)
+        for step in range(sampling.steps):
+            inputs, conditions = self.rule.inputs_after(torch.cat([tokens, new], dim=1), arriving)
+            # Frames before the new ones' own read nothing that a later pass changes.
+            skipped = 0 if step == 0 else inputs.shape[1] - num_new
+            features = self._extended(inputs[:, skipped:], conditions[:, skipped:], cache, cache.length + skipped)
+            logits = self._scores(features[:, -num_new:], cache.embeddings).flatten(1, 3)
+            drawn, hidden = refine(logits, new.flatten(1), hidden, sampling, step, seeds, frame=frame)
+            new = drawn.masked_fill(hidden, self.mask_id).view_as(new)
+        cache.transformer.commit(num_known)
+        return new
+
+    def _remember_all_but_last(self, tokens: Tensor, arriving: Tensor, cache: DynamicsCache) -> tuple[Tensor, Tensor]:
+        """Put known frames into the cache, as many at a time as it takes; the last is left, with its actions."""
+        while (left := tokens.shape[1]) > 1:
+            count = min(left - 1, cache.transformer.max_new)
+            conditions = self.rule.conditions_of_known(arriving[:, : count + 1])
+            self._extended(tokens[:, :count], conditions, cache, cache.length)
+            cache.transformer.commit(count)
+            tokens, arriving = tokens[:, count:], arriving[:, count:]
+        return tokens, arriving
+
+    @staticmethod
+    def conditions_of_known(arriving: Tensor) -> Tensor:
+        return arriving[:, :-1]
+
+    def _extended(self, inputs: Tensor, actions: Tensor, cache: DynamicsCache, at: int) -> Tensor:
+        """The transformer's features of these frames, (B, n, h, w, D)."""
+        x, condition = self._embed(inputs, actions, cache.embeddings, at=at)
+        return self.transformer.extend(x, condition, cache.transformer, at=at)
 
 
 def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:

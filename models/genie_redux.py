@@ -3,9 +3,11 @@
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.interfaces import Clip, Observed, Rollout, Sampling, StepOutput
+from models.session import MAX_NEW, Session
 
 
 class WorldModel(nn.Module):
@@ -52,23 +54,83 @@ class WorldModel(nn.Module):
         return self.actions.infer(Observed(clip.frames, clip.actions))
 
     @torch.no_grad()
-    def rollout(self, prompt: Tensor, actions: Tensor, *, sampling: Sampling, seeds: Tensor, chunk: int = 1) -> Rollout:
+    def start(
+        self,
+        prompt: Tensor,
+        actions: Tensor | None = None,
+        *,
+        sampling: Sampling,
+        seeds: Tensor,
+        window: int,
+        max_rewind: int = 0,
+    ) -> Session:
+        """Begin dreams that go on frame by frame.
+
+        prompt: (B, P, C, H, W) float in [0, 1]. actions: (B, P-1) indices; None where P is 1, and for a world that
+        reads them off the frames. seeds: (B,), all noise follows from them. window: the latest frames that attention
+        over time reads; a model knows no more than it was trained on. max_rewind: frames that can be taken back.
+        """
+        if actions is None:
+            if prompt.shape[1] == 1:
+                actions = torch.zeros(len(prompt), 0, dtype=torch.long, device=prompt.device)
+            else:
+                actions = self.actions.infer(Observed(prompt, None))
+        if actions.shape != (len(prompt), prompt.shape[1] - 1):
+            raise ValueError(f"{prompt.shape[1]} given frames come with {tuple(actions.shape)} actions (clips, frames)")
+        self.dynamics.rule.check(sampling, 1)
+        return Session(self, prompt, actions, sampling=sampling, seeds=seeds, window=window, max_rewind=max_rewind)
+
+    @torch.no_grad()
+    def rollout(
+        self,
+        prompt: Tensor,
+        actions: Tensor,
+        *,
+        sampling: Sampling,
+        seeds: Tensor,
+        chunk: int = 1,
+        window: int | None = None,
+    ) -> Rollout:
         """Dream on from real frames.
 
         prompt: (B, P, C, H, W) float in [0, 1]. actions: (B, P-1+K) indices, `actions[:, t]` leads from frame t to t+1;
         K frames are predicted, `chunk` together: 1 is autoregressive, K is one-go. seeds: (B,), all noise follows from
-        them. Returns K unclamped frames and the tokens of all P+K.
+        them. window: frames that attention over time reads, None for all. Returns K unclamped frames and the tokens of
+        all P+K.
         """
         num_given = prompt.shape[1]
         num_new = actions.shape[1] - num_given + 1
         if num_new < 1:
             raise ValueError(f"{actions.shape[1]} actions for {num_given} given frames leave no frame to predict")
+        self.dynamics.check_length(num_given + num_new, "eval.sample_num_frames")
         tokens = self.tokenizer.encode(prompt)
         vectors = self.actions.embed(actions)
-        for start in range(num_given, num_given + num_new, chunk):
-            count = min(chunk, num_given + num_new - start)
-            new = self.dynamics.sample(
-                tokens, vectors[:, : start + count - 1], num_new=count, sampling=sampling, seeds=seeds
+        if chunk >= num_new:
+            common = {"num_new": num_new, "sampling": sampling, "seeds": seeds, "window": window}
+            tokens = torch.cat([tokens, self.dynamics.sample(tokens, vectors, **common)], dim=1)
+        else:
+            tokens = self._continue(tokens, vectors, chunk, window, sampling=sampling, seeds=seeds)
+        return Rollout(self.tokenizer.decode(tokens, window=window)[:, num_given:], tokens)
+
+    def _continue(
+        self, tokens: Tensor, vectors: Tensor, chunk: int, window: int | None, *, sampling: Sampling, seeds: Tensor
+    ) -> Tensor:
+        """Tokens (B, P, h, w) and those of the frames that follow, `chunk` by `chunk`; each frame is read once."""
+        batch, num_given, *grid = tokens.shape
+        num_frames = vectors.shape[1] + 1
+        window = min(window or num_frames, num_frames)
+        cache = self.dynamics.start(batch, tuple(grid), window=window, max_new=max(MAX_NEW, chunk + 1), max_rewind=0)
+        arriving = F.pad(vectors, (0, 0, 1, 0))
+        for start in range(num_given, num_frames, chunk):
+            count = min(chunk, num_frames - start)
+            new = self.dynamics.extend(
+                tokens[:, cache.length :],
+                arriving[:, cache.length : start + count],
+                cache,
+                num_new=count,
+                sampling=sampling,
+                seeds=seeds,
+                frame=start,
             )
             tokens = torch.cat([tokens, new], dim=1)
-        return Rollout(self.tokenizer.decode(tokens)[:, num_given:], tokens)
+        return tokens

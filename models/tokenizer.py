@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.components.cache import TransformerCache
 from models.components.patches import PatchEmbedding, PixelHead, check_image_size
 from models.components.positions import ContinuousPositionBias
 from models.components.quantizers import perplexity
@@ -93,10 +94,31 @@ class STViViT(nn.Module):
     def codebook(self) -> Tensor:
         return self.quantizer.codebook()
 
-    def decode(self, tokens: Tensor) -> Tensor:
-        """(B, T, h, w) -> (B, T, C, H, W), unclamped: metrics, pictures and players clamp."""
-        vectors = self.quantizer.project_out(F.embedding(tokens, self.codebook()))
-        return self._draw(vectors, self.spatial_bias(tuple(tokens.shape[2:])))
+    def decode(self, tokens: Tensor, *, window: int | None = None) -> Tensor:
+        """(B, T, h, w) -> (B, T, C, H, W), unclamped: metrics, pictures and players clamp.
+
+        window: frames that attention over time reads; None for all.
+        """
+        return self._draw(self._vectors(tokens), self.spatial_bias(tuple(tokens.shape[2:])), window=window)
+
+    def start_decoding(
+        self, batch: int, grid: tuple[int, int], *, window: int, max_new: int, max_rewind: int
+    ) -> TransformerCache:
+        """A cache without frames for `decode_next`; the sizes are those of `TransformerCache`."""
+        sizes = {"window": window, "max_new": max_new, "max_rewind": max_rewind}
+        return self.decoder.start(batch, tuple(grid), self.spatial_bias(tuple(grid)), **sizes)
+
+    def decode_next(self, tokens: Tensor, cache: TransformerCache) -> Tensor:
+        """The last frames of `decode`, for the last tokens (B, n, h, w) alone; they are in the cache afterwards."""
+        pictures = []
+        for part in tokens.split(cache.max_new, dim=1):
+            features = self.decoder.extend(self._vectors(part), None, cache, at=cache.length)
+            pictures.append(self.to_pixels(features, at=cache.length))
+            cache.commit(part.shape[1])
+        return torch.cat(pictures, dim=1)
+
+    def _vectors(self, tokens: Tensor) -> Tensor:
+        return self.quantizer.project_out(F.embedding(tokens, self.codebook()))
 
     def _features(self, frames: Tensor, bias: Tensor) -> Tensor:
         assert frames.is_floating_point(), f"frames must be float in [0, 1], got {frames.dtype}"
@@ -113,5 +135,5 @@ class STViViT(nn.Module):
         h, w = check_image_size(size, self.patch_size)
         return h // self.patch_size, w // self.patch_size
 
-    def _draw(self, vectors: Tensor, bias: Tensor) -> Tensor:
-        return self.to_pixels(self.decoder(vectors, bias))
+    def _draw(self, vectors: Tensor, bias: Tensor, *, window: int | None = None) -> Tensor:
+        return self.to_pixels(self.decoder(vectors, bias, window=window))

@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.components.cosine_attention import cosine_attention
+from models.components.cache import BlockCache
+from models.components.cosine_attention import cached_attention, cosine_attention
 from models.components.recompute import LAYER_NORM_EPS, feed_forward, normed_linears
 
 
@@ -46,13 +47,23 @@ class Attention(nn.Module):
 
         bias: (heads, length, length), added to the logits.
         """
+        q, kv = self._project(x)
+        return self.to_out(cosine_attention(q, kv, self.q_scale, self.k_scale, bias, dim))
+
+    def extend(self, x: Tensor, bias: Tensor, cache: BlockCache, times: Tensor) -> Tensor:
+        """`forward` over time for the frames x (B, n, N, D) at `times` (n,) alone; those before them are cached.
+
+        bias: (heads, n, slots of the cache).
+        """
+        q, kv = self._project(x)
+        return self.to_out(cached_attention(q, kv, self.q_scale, self.k_scale, bias, cache.keys, cache.values, times))
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor]:
         norm, to_q, to_kv = (self.norm.gamma, self.norm.beta), self.to_q.weight, self.to_kv.weight
         if self.norm_keys:
-            q, kv = normed_linears(x, *norm, to_q, to_kv)
-        else:
-            (q,) = normed_linears(x, *norm, to_q)
-            kv = self.to_kv(x)
-        return self.to_out(cosine_attention(q, kv, self.q_scale, self.k_scale, bias, dim))
+            return normed_linears(x, *norm, to_q, to_kv)
+        (q,) = normed_linears(x, *norm, to_q)
+        return q, self.to_kv(x)
 
 
 class GatedFeedForward(nn.Module):

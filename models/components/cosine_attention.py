@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from models.components.cache import Ring
 from models.components.recompute import is_eager
 
 COSINE_SCALE = 8.0  # logits of L2-normalised queries and keys; there is no 1/sqrt(d)
@@ -32,10 +33,34 @@ def cosine_attention(q: Tensor, kv: Tensor, q_scale: Tensor, k_scale: Tensor, bi
     return out.view(q.shape).movedim(-2, dim).flatten(-2)
 
 
+def cached_attention(
+    q: Tensor, kv: Tensor, q_scale: Tensor, k_scale: Tensor, bias: Tensor, keys: Ring, values: Ring, times: Tensor
+) -> Tensor:
+    """`cosine_attention` over time of the frames at `times` (n,), with those before them in the rings.
+
+    q: (B, n, N, heads·d), kv: (B, n, N, 2·heads·d); rings: (B, N, heads, size, d); bias: (heads, n, size).
+    """
+    heads = len(bias)
+    (q,), (k, v) = _split(q, 1, heads, 1), _split(kv, 2, heads, 1)
+    keys.write(times, _normed(k, k_scale))
+    values.write(times, v)
+    out = F.scaled_dot_product_attention(
+        _normed(q, q_scale).to(values.values.dtype).flatten(0, 1),
+        keys.values.flatten(0, 1),
+        values.values.flatten(0, 1),
+        attn_mask=bias.to(values.values.dtype)[None],
+        scale=COSINE_SCALE,
+    )
+    return out.view(q.shape).movedim(-2, 1).flatten(-2)
+
+
+def _normed(x: Tensor, scale: Tensor) -> Tensor:
+    return F.normalize(x, dim=-1, eps=EPS) * scale
+
+
 def _attend(q: Tensor, k: Tensor, v: Tensor, q_scale: Tensor, k_scale: Tensor, bias: Tensor) -> Tensor:
     """q, k, v: (rows, heads, length, d)."""
-    q = F.normalize(q, dim=-1, eps=EPS) * q_scale
-    k = F.normalize(k, dim=-1, eps=EPS) * k_scale
+    q, k = _normed(q, q_scale), _normed(k, k_scale)
     return F.scaled_dot_product_attention(
         q.to(v.dtype), k.to(v.dtype), v, attn_mask=bias.to(v.dtype)[None], scale=COSINE_SCALE
     )

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from models.components.cache import TAPS, Ring
 from models.components.recompute import is_eager, product_dtype
 
 
@@ -19,6 +20,20 @@ class PositionGenerator(nn.Module):
         """x: (B, T, h, w, D) -> the same shape; frame t reads frames t-2..t. Keeps x for the backward pass."""
         apply = _AddPositions.apply if is_eager() else _add_positions
         return apply(x, self.dsconv.weight, self.dsconv.bias)
+
+    def extend(self, x: Tensor, past: Ring, times: Tensor) -> Tensor:
+        """`forward` for the frames x (B, n, h, w, D) at `times` (n,) alone; those before them are in `past`."""
+        weight, bias = self.dsconv.weight, self.dsconv.bias
+        frames = torch.cat([past.read(times[:1] - delay) for delay in range(TAPS, 0, -1)] + [x], dim=1)
+        past.write(times, x)
+        out = x.clone(memory_format=torch.contiguous_format)
+        for delay in range(TAPS + 1):
+            delayed = frames[:, TAPS - delay : frames.shape[1] - delay]
+            tap = F.conv2d(
+                _images(delayed), weight[:, :, TAPS - delay], None if delay else bias, padding=1, groups=len(weight)
+            )
+            out += _clips(tap, x.shape)
+        return out
 
 
 def _add_positions(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -53,10 +53,14 @@ def alibi_slopes(heads: int) -> list[float]:
     return series(power) + series(2 * power)[0::2][: heads - power]
 
 
-def causal_alibi(num_frames: int, heads: int, device=None) -> Tensor:
-    """Mask for causal attention over time: -slope·distance to the past, -inf to the future; (heads, T, T)."""
+def causal_alibi(num_frames: int, heads: int, device=None, window: int | None = None) -> Tensor:
+    """Mask for causal attention over time: -slope·distance to the past, -inf to the future; (heads, T, T).
+
+    window: -inf also to frames that are so many or more frames back; None for no such limit.
+    """
     slopes = torch.tensor(alibi_slopes(heads), device=device)
     time = torch.arange(num_frames, device=device)
     distance = (time[:, None] - time[None, :]).float()
     mask = -distance * slopes[:, None, None]
-    return mask.masked_fill(distance < 0, float("-inf"))
+    is_hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
+    return mask.masked_fill(is_hidden, float("-inf"))

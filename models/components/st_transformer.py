@@ -5,9 +5,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.components.attention import Attention, BiaslessLayerNorm, GatedFeedForward
+from models.components.cache import BlockCache, Ring, TransformerCache, ring_bias
 from models.components.position_generator import PositionGenerator
 from models.components.positions import causal_alibi
-from models.components.recompute import add
+from models.components.recompute import add, product_dtype
 
 AXES = ("spatial", "temporal")
 AXIS_DIM = {"spatial": 2, "temporal": 1}  # of (B, T, h·w, D)
@@ -32,7 +33,7 @@ class STBlock(nn.Module):
         norm_keys: bool,
     ):
         super().__init__()
-        self.axes = axes
+        self.axes, self.heads, self.dim_head = axes, heads, dim_head
         for axis in AXES:
             self.add_module(f"{axis}_peg", PositionGenerator(dim))
             self.add_module(f"{axis}_attention", Attention(dim, heads, dim_head, norm_keys=norm_keys))
@@ -46,10 +47,35 @@ class STBlock(nn.Module):
             rows = x.flatten(2, 3)
             attention = self.get_submodule(f"{axis}_attention")
             x = add(rows, attention(rows, biases[axis], dim=AXIS_DIM[axis])).view_as(x)
-            feed_forward = getattr(self, f"{axis}_ff", None)
-            if feed_forward is not None:
-                x = add(x, feed_forward(x))
+            x = self._feed_forward(axis, x)
         return x
+
+    def extend(self, x: Tensor, biases: dict[str, Tensor], cache: BlockCache, times: Tensor) -> Tensor:
+        """`forward` for the frames x (B, n, h, w, D) at `times` (n,) alone, with those before them in the cache."""
+        for axis in self.axes:
+            x = self.get_submodule(f"{axis}_peg").extend(x, cache.convolved[axis], times)
+            rows = x.flatten(2, 3)
+            attention = self.get_submodule(f"{axis}_attention")
+            if axis == "temporal":
+                branch = attention.extend(rows, biases[axis], cache, times)
+            else:
+                branch = attention(rows, biases[axis], dim=AXIS_DIM[axis])
+            x = self._feed_forward(axis, add(rows, branch).view_as(x))
+        return x
+
+    def _feed_forward(self, axis: str, x: Tensor) -> Tensor:
+        feed_forward = getattr(self, f"{axis}_ff", None)
+        return x if feed_forward is None else add(x, feed_forward(x))
+
+    def start(self, like: Tensor, slots: int, slots_convolved: int) -> BlockCache:
+        """An empty cache for frames (B, 1, h, w, D) such as `like`."""
+        batch, _, h, w, _ = like.shape
+        convolved = {axis: Ring(like.new_zeros(batch, slots_convolved, *like.shape[2:]), 1) for axis in AXES}
+        keys, values = (
+            Ring(like.new_zeros(batch, h * w, self.heads, slots, self.dim_head, dtype=product_dtype(like)), 3)
+            for _ in range(2)
+        )
+        return BlockCache(convolved, keys, values)
 
 
 class STTransformer(nn.Module):
@@ -93,13 +119,39 @@ class STTransformer(nn.Module):
                 nn.init.zeros_(layer.weight)
                 nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor, spatial_bias: Tensor, condition: Tensor | None = None) -> Tensor:
-        """x: (B, T, h, w, D); spatial_bias: (heads, h·w, h·w); condition: (B, T, modulation_dim)."""
-        temporal_bias = causal_alibi(x.shape[1], self.heads, x.device)
+    def forward(
+        self, x: Tensor, spatial_bias: Tensor, condition: Tensor | None = None, *, window: int | None = None
+    ) -> Tensor:
+        """x: (B, T, h, w, D); spatial_bias: (heads, h·w, h·w); condition: (B, T, modulation_dim).
+
+        window: frames that attention over time reads, its own included; None for all.
+        """
+        temporal_bias = causal_alibi(x.shape[1], self.heads, x.device, window)
         biases = {"spatial": spatial_bias, "temporal": temporal_bias}
         run = self._checkpointed if self.gradient_checkpointing and torch.is_grad_enabled() else self._block
         for index in range(len(self.layers)):
             x = run(index, x, biases, condition)
+        return self.norm_out(x)
+
+    def start(
+        self, batch: int, grid: tuple[int, int], spatial_bias: Tensor, *, window: int, max_new: int, max_rewind: int
+    ) -> TransformerCache:
+        """An empty cache for inputs (batch, …, *grid, D); the sizes are those of `TransformerCache`."""
+        like = self.norm_out.gamma.new_zeros(batch, 1, *grid, len(self.norm_out.gamma))
+        slots = TransformerCache.slots(window, max_new, max_rewind)
+        blocks = [layer.start(like, *slots) for layer in self.layers]
+        return TransformerCache(blocks, spatial_bias, window=window, max_new=max_new, max_rewind=max_rewind)
+
+    def extend(self, x: Tensor, condition: Tensor | None, cache: TransformerCache, *, at: int) -> Tensor:
+        """The last n rows of `forward` of all frames so far, for the frames x (B, n, h, w, D) from time `at` on.
+
+        The frames become drafts of the cache: passes at the same time replace them until `cache.commit`.
+        """
+        times = cache.times(x.shape[1], at)
+        size = cache.blocks[0].keys.size
+        biases = {"spatial": cache.spatial_bias, "temporal": ring_bias(times, size, cache.window, self.heads)}
+        for index, (layer, block) in enumerate(zip(self.layers, cache.blocks, strict=True)):
+            x = layer.extend(self._modulated(index, x, condition), biases, block, times)
         return self.norm_out(x)
 
     def _checkpointed(self, *inputs) -> Tensor:
@@ -107,8 +159,11 @@ class STTransformer(nn.Module):
         return checkpoint(self._block, *inputs, use_reentrant=False, preserve_rng_state=False)
 
     def _block(self, index: int, x: Tensor, biases: dict[str, Tensor], condition: Tensor | None) -> Tensor:
-        if self.modulations is not None:
-            assert condition is not None, "a modulated transformer needs its condition"
-            scale, shift = self.modulations[index](condition)[:, :, None, None].chunk(2, dim=-1)
-            x = torch.addcmul(x + shift, x, scale)
-        return self.layers[index](x, biases)
+        return self.layers[index](self._modulated(index, x, condition), biases)
+
+    def _modulated(self, index: int, x: Tensor, condition: Tensor | None) -> Tensor:
+        if self.modulations is None:
+            return x
+        assert condition is not None, "a modulated transformer needs its condition"
+        scale, shift = self.modulations[index](condition)[:, :, None, None].chunk(2, dim=-1)
+        return torch.addcmul(x + shift, x, scale)

@@ -305,12 +305,12 @@ class MaskGIT(nn.Module):
         self.rule.check(sampling, num_new)
         batch, past = tokens.shape[:2]
         new = torch.full((batch, num_new, *tokens.shape[2:]), self.mask_id, device=tokens.device)
-        hidden = torch.ones(batch, new[0].numel(), dtype=torch.bool, device=tokens.device)
+        hidden = torch.ones_like(new, dtype=torch.bool)
         for step in range(sampling.steps):
             inputs, conditions = self.rule.inputs(torch.cat([tokens, new], dim=1), actions)
-            logits = self.logits(inputs, conditions, window=window)[:, -num_new:].flatten(1, 3)
-            drawn, hidden = refine(logits, new.flatten(1), hidden, sampling, step, seeds, frame=past)
-            new = drawn.masked_fill(hidden, self.mask_id).view_as(new)
+            logits = self.logits(inputs, conditions, window=window)[:, -num_new:]
+            drawn, hidden = refine(logits, new, hidden, sampling, step, seeds, frame=past)
+            new = drawn.masked_fill(hidden, self.mask_id)
         return new
 
     # ------------------------------------------------------------------------------------------------ frame after frame
@@ -343,15 +343,15 @@ class MaskGIT(nn.Module):
         tokens, arriving = self._remember_all_but_last(tokens, arriving, cache)
         batch, num_known = tokens.shape[:2]
         new = torch.full((batch, num_new, *tokens.shape[2:]), self.mask_id, device=tokens.device)
-        hidden = torch.ones(batch, new[0].numel(), dtype=torch.bool, device=tokens.device)
+        hidden = torch.ones_like(new, dtype=torch.bool)
         for step in range(sampling.steps):
             inputs, conditions = self.rule.inputs_after(torch.cat([tokens, new], dim=1), arriving)
             # Frames before the new ones' own read nothing that a later pass changes.
             skipped = 0 if step == 0 else inputs.shape[1] - num_new
             features = self._extended(inputs[:, skipped:], conditions[:, skipped:], cache, cache.length + skipped)
-            logits = self._scores(features[:, -num_new:], cache.embeddings).flatten(1, 3)
-            drawn, hidden = refine(logits, new.flatten(1), hidden, sampling, step, seeds, frame=frame)
-            new = drawn.masked_fill(hidden, self.mask_id).view_as(new)
+            logits = self._scores(features[:, -num_new:], cache.embeddings)
+            drawn, hidden = refine(logits, new, hidden, sampling, step, seeds, frame=frame)
+            new = drawn.masked_fill(hidden, self.mask_id)
         cache.transformer.commit(num_known)
         return new
 

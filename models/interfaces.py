@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 
 SCHEDULES = ("cosine", "linear", "arccos", "published")
+ORDERS = ("confidence", "halton")
 
 
 class Clip(Protocol):
@@ -50,6 +51,7 @@ class Sampling:
     temperature: of the softmax from which tokens are drawn; 0 takes the most likely one.
     top_k: draw among the k most likely tokens only; None for all.
     noise: scale of the Gumbel noise on the confidence, annealed to 0 over the passes (4.5 in MaskGIT's ImageNet runs).
+    order: which tokens are accepted first, those of highest "confidence" or those a "halton" sequence meets first.
     """
 
     steps: int = 1
@@ -57,6 +59,7 @@ class Sampling:
     temperature: float = 0.0
     top_k: int | None = None
     noise: float = 0.0
+    order: str = "confidence"
 
     def __post_init__(self):
         if self.steps < 1:
@@ -69,6 +72,8 @@ class Sampling:
             raise ValueError(f"eval.sample_top_k is {self.top_k}, expected at least 1 or null")
         if self.noise < 0:
             raise ValueError(f"eval.sample_noise is {self.noise}, expected 0 or more")
+        if self.order not in ORDERS:
+            raise ValueError(f"eval.sample_order is {self.order!r}, expected one of {', '.join(ORDERS)}")
 
 
 class Tokenizer(Protocol):

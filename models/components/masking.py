@@ -1,6 +1,7 @@
 """Which tokens are hidden: in training at random, in sampling by confidence (MaskGIT, Chang et al., 2022)."""
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -41,27 +42,74 @@ def draw(logits: Tensor, sampling: Sampling, seeds: Tensor, stream: tuple[int, .
 def refine(
     logits: Tensor, tokens: Tensor, hidden: Tensor, sampling: Sampling, step: int, seeds: Tensor, frame: int
 ) -> tuple[Tensor, Tensor]:
-    """One pass of iterative decoding. Returns the new (tokens, hidden), both (B, N).
+    """One pass of iterative decoding. Returns the new (tokens, hidden), both (B, K, h, w) as they came.
 
-    Hidden tokens are drawn; then the least sure of them are hidden again so that the schedule's share stays masked.
-    Tokens accepted in an earlier pass never change. frame: number of the first new frame, which keys the noise.
+    logits: (B, K, h, w, codes). Hidden tokens are drawn; then those that come last in `sampling.order` are hidden again
+    so that the schedule's share stays masked. Tokens accepted in an earlier pass never change. frame: number of the
+    first new frame, which keys the noise.
     """
+    shape = tokens.shape
+    logits, tokens, hidden = logits.flatten(1, 3), tokens.flatten(1), hidden.flatten(1)
     drawn = torch.where(hidden, draw(logits, sampling, seeds, (frame, step)), tokens)
-    if step == sampling.steps - 1:
-        return drawn, torch.zeros_like(hidden)
-    progress = (step + 1) / sampling.steps
-    log_probability = torch.log_softmax(logits.float(), dim=-1)
-    confidence = log_probability.gather(-1, drawn[..., None])[..., 0]
+    count = hidden_counts(tokens.shape[1], sampling.steps, sampling.schedule)[step]
+    still_hidden = torch.zeros_like(hidden)
+    if count:
+        if sampling.order == "halton":
+            early = halton_priority(*shape[1:]).to(tokens.device).expand_as(tokens)
+        else:
+            early = _confidence(logits, drawn, sampling, step, seeds, frame)
+        early = early.masked_fill(~hidden, float("inf"))
+        still_hidden.scatter_(1, early.topk(count, dim=-1, largest=False).indices, True)
+    return drawn.view(shape), still_hidden.view(shape)
+
+
+def _confidence(logits: Tensor, drawn: Tensor, sampling: Sampling, step: int, seeds: Tensor, frame: int) -> Tensor:
+    """Log-probability of each drawn token, (B, N), with noise that is annealed to 0 over the passes."""
+    confidence = torch.log_softmax(logits.float(), dim=-1).gather(-1, drawn[..., None])[..., 0]
     if sampling.noise > 0:
         noise = gumbel(seeds, (frame, step, 1), confidence.shape[1:])
-        confidence = confidence + sampling.noise * (1 - progress) * noise
-    confidence = confidence.masked_fill(~hidden, float("inf"))
-    total = hidden.shape[1]
-    if sampling.schedule == "published":
-        count = math.floor(total * masked_share(min(1.0, progress + 1 / sampling.steps), "cosine"))
-    else:
-        # The same count in every clip of the batch, since all began fully masked.
-        still_hidden = int(hidden[0].sum())
-        count = max(1, min(still_hidden - 1, math.floor(total * masked_share(progress, sampling.schedule))))
-    lowest = confidence.topk(count, dim=-1, largest=False).indices
-    return drawn, torch.zeros_like(hidden).scatter_(1, lowest, True)
+        confidence = confidence + sampling.noise * (1 - (step + 1) / sampling.steps) * noise
+    return confidence
+
+
+@cache
+def hidden_counts(total: int, steps: int, schedule: str) -> tuple[int, ...]:
+    """How many of `total` tokens are still hidden after each pass. Known beforehand, so that no device is asked."""
+    counts, hidden = [], total
+    for step in range(steps - 1):
+        progress = (step + 1) / steps
+        if schedule == "published":
+            hidden = math.floor(total * masked_share(min(1.0, progress + 1 / steps), "cosine"))
+        else:
+            hidden = max(1, min(hidden - 1, math.floor(total * masked_share(progress, schedule))))
+        counts.append(hidden)
+    return (*counts, 0)
+
+
+@cache
+def halton_priority(num_frames: int, h: int, w: int) -> Tensor:
+    """How early each token is revealed, (num_frames · h · w,): the higher, the earlier.
+
+    The order in which a Halton sequence (bases 2 and 3) first meets the cells of the grid: tokens that are drawn
+    together stand far apart, so that they depend little on each other (Besnier et al., 2025). Frames take turns.
+    """
+    rank = torch.full((h, w), -1, dtype=torch.long)
+    met, index = 0, 0
+    while met < h * w:
+        index += 1
+        row, column = int(_radical_inverse(index, 2) * h), int(_radical_inverse(index, 3) * w)
+        if rank[row, column] < 0:
+            rank[row, column] = met
+            met += 1
+    turns = rank.flatten()[None] * num_frames + torch.arange(num_frames)[:, None]
+    return -turns.flatten().float()
+
+
+def _radical_inverse(index: int, base: int) -> float:
+    """The digits of `index` mirrored at the point, in [0, 1)."""
+    result, weight = 0.0, 1.0 / base
+    while index:
+        index, digit = divmod(index, base)
+        result += digit * weight
+        weight /= base
+    return result

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from models.components.attention import Attention
 from models.components.cosine_attention import COSINE_SCALE
-from models.components.masking import masked_share, refine, training_mask
+from models.components.masking import halton_priority, hidden_counts, masked_share, refine, training_mask
 from models.components.position_generator import PositionGenerator
 from models.components.positions import ContinuousPositionBias, alibi_slopes, causal_alibi
 from models.components.random import gumbel, uniform
@@ -94,25 +94,44 @@ def test_training_masks_cover_the_asked_rates():
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "arccos"])
-@pytest.mark.parametrize("noise", [0.0, 4.5])
-def test_refinement_keeps_what_it_accepted_and_ends_with_nothing_hidden(schedule, noise):
+@pytest.mark.parametrize(("order", "noise"), [("confidence", 0.0), ("confidence", 4.5), ("halton", 0.0)])
+def test_refinement_keeps_what_it_accepted_and_ends_with_nothing_hidden(schedule, order, noise):
     torch.manual_seed(0)
-    sampling = Sampling(steps=4, schedule=schedule, temperature=1.0, noise=noise)
+    sampling = Sampling(steps=4, schedule=schedule, temperature=1.0, noise=noise, order=order)
     seeds = torch.tensor([1, 2])
-    tokens, hidden = torch.zeros(2, 10, dtype=torch.long), torch.ones(2, 10, dtype=torch.bool)
+    tokens, hidden = torch.zeros(2, 2, 2, 3, dtype=torch.long), torch.ones(2, 2, 2, 3, dtype=torch.bool)
     for step in range(4):
         before, open_before = tokens, hidden
-        tokens, hidden = refine(torch.randn(2, 10, 5), tokens, hidden, sampling, step, seeds, frame=1)
+        tokens, hidden = refine(torch.randn(2, 2, 2, 3, 5), tokens, hidden, sampling, step, seeds, frame=1)
         assert torch.equal(tokens[~open_before], before[~open_before])
         assert (hidden & ~open_before).sum() == 0
-        assert (hidden.sum(1) < open_before.sum(1)).all()
+        assert (hidden.flatten(1).sum(1) < open_before.flatten(1).sum(1)).all()
     assert hidden.sum() == 0
 
 
 def test_refinement_hides_the_least_sure_tokens_again():
-    logits = torch.zeros(1, 4, 3)
-    logits[0, :, 1] = torch.tensor([5.0, 1.0, 4.0, 2.0])
+    logits = torch.zeros(1, 1, 2, 2, 3)
+    logits[..., 1] = torch.tensor([5.0, 1.0, 4.0, 2.0]).view(2, 2)
     sampling = Sampling(steps=2, schedule="linear")
-    all_hidden = torch.ones(1, 4, dtype=torch.bool)
-    _, hidden = refine(logits, torch.zeros(1, 4).long(), all_hidden, sampling, 0, torch.tensor([0]), 1)
-    assert hidden.tolist() == [[False, True, False, True]]
+    all_hidden = torch.ones(1, 1, 2, 2, dtype=torch.bool)
+    _, hidden = refine(logits, torch.zeros(1, 1, 2, 2).long(), all_hidden, sampling, 0, torch.tensor([0]), 1)
+    assert hidden.flatten().tolist() == [False, True, False, True]
+
+
+def test_the_share_still_hidden_follows_the_schedule_and_falls_in_every_pass():
+    assert hidden_counts(100, 4, "linear") == (75, 50, 25, 0)
+    assert hidden_counts(100, 2, "cosine") == (70, 0)  # 100 · cos(π/4)
+    assert hidden_counts(5, 5, "cosine") == (4, 3, 2, 1, 0)  # at least one more token in every pass
+    assert hidden_counts(256, 1, "cosine") == (0,)
+
+
+def test_a_halton_order_spreads_the_tokens_that_are_drawn_together():
+    priority = halton_priority(1, 8, 8).view(8, 8)
+    assert sorted(priority.flatten().tolist()) == list(range(-63, 1))
+    first = (priority > -16).nonzero()  # a quarter of the tokens, in each quarter of the frame as many
+    for rows in (first[:, 0] < 4, first[:, 0] >= 4):
+        for columns in (first[:, 1] < 4, first[:, 1] >= 4):
+            assert 3 <= int((rows & columns).sum()) <= 5
+    two = halton_priority(2, 8, 8).view(2, 64)
+    assert sorted(two.flatten().tolist()) == list(range(-127, 1))
+    assert torch.equal(two[0].argsort(), priority.flatten().argsort())

@@ -1,0 +1,199 @@
+"""How fast a world dreams: `python -m benchmarks.rollout [--weights=RUN | --config=genie_redux_guided] [--key=value …]`.
+
+Without weights, a model of the config's size with random ones; keys are those of `run.sh`. Frames are dreamed one by
+one, by a session that remembers the past and by full recomputation of the same `--window` latest frames, which must
+give the same tokens. Milliseconds per frame (median, 99th percentile) and frames per second for each batch size, early
+(frame 2) and late (frame 200): a session's cost does not grow. What a longer step costs that encodes its latest frames
+anew, where the position table ends, is in the 99th percentile. Beside it: the time that the frame's matrix products
+would take at the rate this machine multiplies with.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from benchmarks import machine, train_step
+from data.clips import Clip
+from models import pretrained
+from models.interfaces import Sampling
+from models.session import Session
+from training import command_line
+
+EARLY, LATE = 2, 200
+SEED = 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--weights", help="run folder, step folder or file of a world")
+    parser.add_argument("--config", choices=("genie_redux", "genie_redux_guided"), default="genie_redux_guided")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--inference_steps", type=int, default=1)
+    parser.add_argument("--window", type=int, default=15, help="latest frames that attention over time reads")
+    parser.add_argument("--samples", type=int, default=30, help="frames that are timed")
+    parser.add_argument("--seconds", type=float, default=120.0, help="at most, for the way to the late frame")
+    arguments, words = parser.parse_known_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    world = load(arguments.weights, arguments.config, words).to(device).eval()
+    window = min(arguments.window, world.dynamics.context or arguments.window)
+    sampling = Sampling(steps=arguments.inference_steps)
+    rows = []
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        check_same_tokens(world, sampling, window, device)
+        for batch in arguments.batches:
+            rows += measure(world, batch, sampling, window, arguments.samples, arguments.seconds, device)
+    name = arguments.weights or f"{arguments.config}, random weights"
+    report(name, sampling, window, rows)
+    print(json.dumps(result(name, sampling, window, rows)))
+
+
+def load(weights: str | None, config: str, words: list[str]) -> nn.Module:
+    if weights is not None:
+        return pretrained.load(weights)
+    cfg: DictConfig = command_line.compose(command_line.parse([f"--config={config}", *words]))
+    return train_step.build(cfg)
+
+
+# ------------------------------------------------------------------------------------------------------------ measuring
+
+
+def measure(
+    world: nn.Module,
+    batch: int,
+    sampling: Sampling,
+    window: int,
+    num_samples: int,
+    seconds: float,
+    device: torch.device,
+) -> list[dict[str, Any]]:
+    """One row for each of: session early, session late, full recomputation."""
+    session, actions = begin(world, batch, sampling, window, device)
+    next_step(session, actions)  # warms up
+    flops = train_step.count_flops(lambda: next_step(session, actions))
+    rate = train_step.matmul_rate(train_step.largest_layer(world), clip_of(batch, device), device)
+    early = []
+    for _ in range(num_samples):
+        session, actions = begin(world, batch, sampling, window, device)
+        next_step(session, actions)
+        early.append(timed_step(session, actions, device))
+    began = time.perf_counter()
+    while session.num_frames < LATE and time.perf_counter() - began < seconds:
+        next_step(session, actions)
+    at = session.num_frames + 1
+    late = [timed_step(session, actions, device) for _ in range(num_samples)]
+    history = torch.randint(world.tokenizer.codebook_size, (batch, window, *grid_of(world)), device=device)
+    full = [timed_recomputation(world, history, sampling, device) for _ in range(max(3, num_samples // 10))]
+    common = {"batch": batch, "floor_ms": 1e3 * flops / rate, "gflop": flops / 1e9}
+    return [
+        common | {"way": "session", "frame": EARLY} | spread(early, batch),
+        common | {"way": "session", "frame": at, "mib": session.num_bytes() / 2**20} | spread(late, batch),
+        common | {"way": "recomputed", "frame": window + 1} | spread(full, batch),
+    ]
+
+
+def begin(
+    world: nn.Module, batch: int, sampling: Sampling, window: int, device: torch.device
+) -> tuple[Session, Iterator[Tensor]]:
+    """A session after its first given frame, and actions without end."""
+    generator = torch.Generator().manual_seed(SEED)
+    height, width = world.image_size
+    prompt = torch.rand(batch, 1, 3, height, width, generator=generator).to(device)
+    seeds = torch.arange(batch, device=device)
+    session = world.start(prompt, sampling=sampling, seeds=seeds, window=window)
+    return session, iter(lambda: torch.randint(world.num_actions, (batch,), generator=generator).to(device), None)
+
+
+def next_step(session: Session, actions: Iterator[Tensor]) -> Tensor:
+    return session.step(next(actions))
+
+
+def timed_step(session: Session, actions: Iterator[Tensor], device: torch.device) -> float:
+    action = next(actions)
+    return train_step.timed(lambda: session.step(action), device)[1]
+
+
+def timed_recomputation(world: nn.Module, history: Tensor, sampling: Sampling, device: torch.device) -> float:
+    """A new frame from `history` (B, window, h, w) without memory: all of it through the dynamics and the decoder."""
+    batch, window = history.shape[:2]
+    vectors = world.actions.embed(torch.zeros(batch, window, dtype=torch.long, device=device))
+    seeds = torch.arange(batch, device=device)
+
+    def recompute() -> Tensor:
+        new = world.dynamics.sample(history, vectors, num_new=1, sampling=sampling, seeds=seeds)
+        return world.tokenizer.decode(torch.cat([history[:, 1:], new], dim=1))[:, -1]
+
+    return train_step.timed(recompute, device)[1]
+
+
+def check_same_tokens(world: nn.Module, sampling: Sampling, window: int, device: torch.device) -> None:
+    """Raises AssertionError unless a rollout that remembers and one that does not give the same tokens."""
+    num_frames = min(window + 1, 8)
+    generator = torch.Generator().manual_seed(SEED)
+    prompt = torch.rand(1, 1, 3, *world.image_size, generator=generator).to(device)
+    actions = torch.randint(world.num_actions, (1, num_frames - 1), generator=generator).to(device)
+    seeds = torch.zeros(1, dtype=torch.long, device=device)
+    remembered = world.rollout(prompt, actions, sampling=sampling, seeds=seeds).tokens
+    tokens, vectors = world.tokenizer.encode(prompt), world.actions.embed(actions)
+    for frame in range(1, num_frames):
+        new = world.dynamics.sample(tokens, vectors[:, :frame], num_new=1, sampling=sampling, seeds=seeds)
+        tokens = torch.cat([tokens, new], dim=1)
+    share = (remembered == tokens).float().mean().item()
+    # In bfloat16 sums of another order flip tokens that were a tie.
+    assert share == 1 or (device.type == "cuda" and share > 0.95), f"only {share:.1%} of the tokens are the same"
+
+
+def spread(seconds: list[float], batch: int) -> dict[str, float]:
+    middle, slow = np.percentile(seconds, [50, 99])
+    return {"p50_ms": 1e3 * middle, "p99_ms": 1e3 * slow, "frames_per_second": batch / np.mean(seconds)}
+
+
+def grid_of(world: nn.Module) -> tuple[int, int]:
+    return world.tokenizer.grid
+
+
+def clip_of(batch: int, device: torch.device) -> Clip:
+    """One frame a clip: the number of tokens that a step multiplies."""
+    return Clip(frames=torch.empty(batch, 1, device=device), actions=None)
+
+
+# -------------------------------------------------------------------------------------------------------------- showing
+
+
+def report(name: str, sampling: Sampling, window: int, rows: list[dict[str, Any]]) -> None:
+    print(f"{name}: {sampling.steps} step(s) a frame, the latest {window} frames are read")
+    print(f"  {'batch':>5}  {'way':10}  {'frame':>5}  {'p50 ms':>9}  {'p99 ms':>9}  {'frames/s':>9}  {'floor ms':>9}")
+    for row in rows:
+        floor = f"{row['floor_ms']:9.1f}" if row["way"] == "session" else ""
+        print(
+            f"  {row['batch']:5}  {row['way']:10}  {row['frame']:5}  {row['p50_ms']:9.1f}  {row['p99_ms']:9.1f}"
+            f"  {row['frames_per_second']:9.1f}  {floor}"
+        )
+
+
+def result(name: str, sampling: Sampling, window: int, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    late, full = (
+        next(row for row in rows if row["way"] == way and row["frame"] > EARLY) for way in ("session", "recomputed")
+    )
+    return {
+        "name": "rollout",
+        "model": name,
+        "value": round(late["frames_per_second"], 2),
+        "unit": "frames/s",
+        "reference": round(full["frames_per_second"], 2),
+        "ratio": round(full["p50_ms"] / late["p50_ms"], 2),
+        "inference_steps": sampling.steps,
+        "window": window,
+        "rows": [{key: round(x, 3) if isinstance(x, float) else x for key, x in row.items()} for row in rows],
+        "machine": machine.describe(),
+    }
+
+
+if __name__ == "__main__":
+    main()

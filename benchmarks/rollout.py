@@ -1,4 +1,4 @@
-"""How fast a world dreams: `python -m benchmarks.rollout [--weights=RUN | --config=genie_redux_guided] [--key=value …]`.
+"""How fast a world dreams: `python -m benchmarks.rollout [--weights=RUN | --config=NAME] [--key=value …]`.
 
 Without weights, a model of the config's size with random ones; keys are those of `run.sh`. Frames are dreamed one by
 one, by a session that remembers the past and by full recomputation of the same `--window` latest frames, which must

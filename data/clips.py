@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from data.episodes import Episodes
+from data.episodes import Episodes, Places
 from data.order import hash64, shuffled
 
 BATCHES_AHEAD = 2  # prepared by the background thread while the device works on the current one
@@ -76,14 +76,14 @@ class ClipDataset(Dataset):
         self.episodes = Episodes(root, name, split)
         self.num_frames, self.frame_skip, self.seq_step = num_frames, frame_skip, seq_step
         self.with_rewards = with_rewards and self.episodes.has_rewards
-        span = (num_frames - 1) * frame_skip + 1
+        self.span = (num_frames - 1) * frame_skip + 1  # frames from a window's first to its last
         lengths = self.episodes.lengths
-        windows = np.where(lengths >= span, (lengths - span) // seq_step + 1, 0)
+        windows = np.where(lengths >= self.span, (lengths - self.span) // seq_step + 1, 0)
         self.ends = np.cumsum(windows)  # (E,) windows in the episodes up to each one, itself included
         if not len(self):
             raise ValueError(
-                f"num_frames={num_frames} at frame_skip={frame_skip} needs {span} frames, but the longest episode of "
-                f"{name} ({split}) has {lengths.max()}; set num_frames or frame_skip lower"
+                f"num_frames={num_frames} at frame_skip={frame_skip} needs {self.span} frames, but the longest episode "
+                f"of {name} ({split}) has {lengths.max()}; set num_frames or frame_skip lower"
             )
 
     def __len__(self) -> int:
@@ -120,36 +120,36 @@ class ClipDataset(Dataset):
     def batch(self, indices: np.ndarray, seeds: np.ndarray | None = None) -> Clip:
         """The windows as one batch. Frames are a (B, T, C, H, W) view of (B, T, H, W, C) memory: copied once."""
         episodes, starts = self._locate(indices)
-        rewards, ends = self._outcomes(episodes, starts) if self.with_rewards else (None, None)
+        places = self.episodes.places(episodes, starts, self.span)
+        rewards, ends = self._outcomes(places, episodes, starts) if self.with_rewards else (None, None)
         return Clip(
-            frames=self._frames(episodes, starts),
-            actions=self._actions(episodes, starts) if self.episodes.has_actions else None,
+            frames=self._frames(places),
+            actions=self._actions(places) if self.episodes.has_actions else None,
             rewards=rewards,
             ends=ends,
             seeds=None if seeds is None else torch.from_numpy(seeds),
         )
 
-    def _frames(self, episodes: np.ndarray, starts: np.ndarray) -> Tensor | None:
+    def _frames(self, places: Places) -> Tensor | None:
         height, width = self.image_size
-        frames = np.empty((len(episodes), self.num_frames, height, width, 3), np.uint8)
-        self.episodes.gather("frames", episodes, starts, frames, self.frame_skip)
+        frames = np.empty((len(places.firsts), self.num_frames, height, width, 3), np.uint8)
+        self.episodes.gather("frames", places, frames, self.frame_skip)
         return torch.from_numpy(frames).permute(0, 1, 4, 2, 3)
 
-    def _actions(self, episodes: np.ndarray, starts: np.ndarray) -> Tensor:
-        actions = np.empty((len(episodes), self.num_frames - 1), np.int16)
+    def _actions(self, places: Places) -> Tensor:
+        actions = np.empty((len(places.firsts), self.num_frames - 1), np.int64)
         if self.num_frames > 1:
-            self.episodes.gather("actions", episodes, starts, actions, self.frame_skip)
-        return torch.from_numpy(actions.astype(np.int64))
+            self.episodes.gather("actions", places, actions, self.frame_skip)
+        return torch.from_numpy(actions)
 
-    def _outcomes(self, episodes: np.ndarray, starts: np.ndarray) -> tuple[Tensor, Tensor]:
-        num_steps = self.num_frames - 1
-        every = np.empty((len(episodes), num_steps * self.frame_skip + 1), np.float32)
-        self.episodes.gather("rewards", episodes, starts, every)
-        rewards = every[:, :-1].reshape(len(episodes), num_steps, self.frame_skip).sum(2)
+    def _outcomes(self, places: Places, episodes: np.ndarray, starts: np.ndarray) -> tuple[Tensor, Tensor]:
+        every = np.empty((len(episodes), self.span), np.float32)
+        self.episodes.gather("rewards", places, every)
+        rewards = every[:, :-1].reshape(len(episodes), self.num_frames - 1, self.frame_skip).sum(2)
         ends = np.zeros(rewards.shape, bool)
-        if num_steps:
-            is_last = starts + every.shape[1] == self.episodes.lengths[episodes]
-            rewards[is_last, -1] += every[is_last, -1]
+        if self.num_frames > 1:
+            is_last = starts + self.span == self.episodes.lengths[episodes]
+            rewards[:, -1] += np.where(is_last, every[:, -1], 0)
             ends[:, -1] = is_last & self.episodes.came_to_an_end(episodes)
         return torch.from_numpy(rewards), torch.from_numpy(ends)
 

@@ -15,7 +15,7 @@ import difflib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -68,6 +68,7 @@ MADE_BY = {
     "coinrun_plain": "coinrun_quickstart",
     "coinrun_plain_test": "coinrun_quickstart_test",
 }
+IS_NATURAL = np.isin(np.arange(256), [END_REASONS.index(reason) for reason in NATURAL_ENDS])  # by reason, a byte
 READS_AHEAD = 16  # batches read ahead from the disk after one that had to wait for it
 
 
@@ -117,6 +118,14 @@ def _importer(fpath: Path) -> str | None:
     return f"python -m {importer} with the arguments of before" if importer else None
 
 
+class Places(NamedTuple):
+    """Where the clips of a batch lie: of each one, the number of its shard and its first frame there."""
+
+    shards: list[int]
+    firsts: list[int]
+    to_read_ahead: bool  # the disk had to be waited for lately
+
+
 class Episodes:
     """The episodes of one split of a dataset, read from the disk as they are asked for.
 
@@ -147,7 +156,7 @@ class Episodes:
     def _forget(self) -> None:
         self._opened: dict[int, dict[str, Any]] = {}  # arrays of the shards that this process has opened
         self._opened_by = os.getpid()
-        self._reads_ahead = 0  # so many batches more
+        self._waits, self._reads_ahead = disk_waits(), 0  # at the last batch; so many batches more
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_opened": {}}
@@ -182,7 +191,7 @@ class Episodes:
 
     def came_to_an_end(self, episodes: np.ndarray) -> np.ndarray:
         """Of each of these episodes, whether the game itself ended it (coin, death): bool. Others were cut off."""
-        return np.isin(self.end_reasons[episodes], [END_REASONS.index(reason) for reason in NATURAL_ENDS])
+        return IS_NATURAL[self.end_reasons[episodes]]
 
     def frames(self, episode: int, start: int, length: int, skip: int = 1) -> np.ndarray:
         """`length` frames from frame `start` of an episode on, every `skip`-th: uint8 (length, H, W, 3), not a copy."""
@@ -200,41 +209,40 @@ class Episodes:
             return None
         return self._rows("rewards", episode, start, (length - 1) * skip).reshape(length - 1, skip).sum(1)
 
-    def gather(self, name: str, episodes: np.ndarray, starts: np.ndarray, out: np.ndarray, skip: int = 1) -> None:
-        """Fill out[i] with rows of `name` (frames, actions or rewards) from frame starts[i] of episodes[i] on.
+    def places(self, episodes: np.ndarray, starts: np.ndarray, span: int) -> Places:
+        """Where the `span` frames from frame starts[i] of episodes[i] on lie, for `gather`: once for a batch."""
+        assert (starts + span <= self.lengths[episodes]).all() and (starts >= 0).all()
+        waits = disk_waits()
+        self._reads_ahead = READS_AHEAD if waits != self._waits else max(0, self._reads_ahead - 1)
+        self._waits = waits
+        shards, firsts = self._shard_of[episodes].tolist(), (self.starts[episodes] + starts).tolist()
+        return Places(shards, firsts, self._reads_ahead > 0)
+
+    def gather(self, name: str, places: Places, out: np.ndarray, skip: int = 1) -> None:
+        """Fill out[i] with rows of `name` (frames, actions or rewards) from the i-th place on, every `skip`-th.
 
         What `frames` and `actions` give, for a whole batch and without their cost per call.
         """
         span = (out.shape[1] - 1) * skip + 1
-        assert (starts + span <= self.lengths[episodes]).all() and (starts >= 0).all()
-        arrays = self._arrays(name, self._shard_of[episodes].tolist())
-        firsts = (self.starts[episodes] + starts).tolist()
-        if self._reads_ahead > 0:  # all of the batch is asked for at once, so that the disk can work in parallel
-            self._reads_ahead -= 1
-            for array, first in zip(arrays, firsts, strict=True):
+        opened = self._shards(places.shards)
+        arrays = [opened[shard][name] for shard in places.shards]
+        if places.to_read_ahead:  # all of the batch is asked for at once, so that the disk can work in parallel
+            for array, first in zip(arrays, places.firsts, strict=True):
                 read_ahead(array, first, first + span)
-        waits = disk_waits()
         try:
-            for row, array, first in zip(out, arrays, firsts, strict=True):
+            for row, array, first in zip(out, arrays, places.firsts, strict=True):
                 row[...] = array[first : first + span : skip]
         except DecompressionError as error:
             raise damaged(array.fpath, str(error)) from None
-        if disk_waits() > waits:
-            self._reads_ahead = READS_AHEAD
 
     def _rows(self, name: str, episode: int, start: int, count: int) -> np.ndarray:
         assert start >= 0 and start + count <= self.lengths[episode], (episode, start, count, self.lengths[episode])
         first = int(self.starts[episode]) + start
         shard = int(self._shard_of[episode])
         try:
-            return self._arrays(name, [shard])[0][first : first + count]
+            return self._shards([shard])[shard][name][first : first + count]
         except DecompressionError as error:
             raise damaged(self.fpaths[shard], str(error)) from None
-
-    def _arrays(self, name: str, shards: list[int]) -> list[Any]:
-        """The frames, actions or rewards of each of these shards."""
-        opened = self._shards(shards)
-        return [opened[shard][name] for shard in shards]
 
     def _shards(self, shards: list[int]) -> dict[int, dict[str, Any]]:
         """What this process has opened, these shards among it. Several threads may ask at once."""

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from data.clips import Clip, ClipDataset
+from data.episodes import Places
 from data.storage import map_arrays, open_hdf5, read_ahead
 
 FORMAT = 1
@@ -259,20 +260,30 @@ class TokenCache:
 class CachedClips(ClipDataset):
     """The windows of a `ClipDataset` with their tokens; without their frames where `with_frames` is set to False.
 
-    Which windows there are follows from the recipe. Raises what `ClipDataset` and `TokenCache` raise.
+    Which windows there are follows from the recipe; `with_rewards` is as it is there. Raises what `ClipDataset` and
+    `TokenCache` raise.
     """
 
-    def __init__(self, root: Path | str, name: str, split: str, recipe: Recipe, *, command: str):
+    def __init__(
+        self,
+        root: Path | str,
+        name: str,
+        split: str,
+        recipe: Recipe,
+        *,
+        command: str,
+        with_rewards: bool = False,
+    ):
         sizes = {"frame_skip": recipe.frame_skip, "seq_step": recipe.seq_step}
-        super().__init__(root, name, split, recipe.num_frames, **sizes)
+        super().__init__(root, name, split, recipe.num_frames, **sizes, with_rewards=with_rewards)
         self.with_frames = True
         self.cache = TokenCache(recipe.folder(root, name), split, recipe, pieces_of(self), command)
 
     def batch(self, indices: np.ndarray, seeds: np.ndarray | None = None) -> Clip:
         return super().batch(indices, seeds)._replace(tokens=torch.from_numpy(self.cache.read(indices)))
 
-    def _frames(self, episodes: np.ndarray, starts: np.ndarray) -> Tensor | None:
-        return super()._frames(episodes, starts) if self.with_frames else None
+    def _frames(self, places: Places) -> Tensor | None:
+        return super()._frames(places) if self.with_frames else None
 
 
 def differences(found: dict[str, Any], recipe: Recipe) -> list[str]:

@@ -98,7 +98,8 @@ def test_recordings_with_actions_need_no_rewards(tmp_path):
     assert read.actions(1, 0, 4).tolist() == [1, 2, 3] and read.rewards(1, 0, 4) is None
 
 
-def test_gathered_rows_are_those_of_each_episode(root):
+@pytest.mark.parametrize("to_read_ahead", [False, True])
+def test_gathered_rows_are_those_of_each_episode(root, to_read_ahead):
     read = Episodes(root, "toy", "train")
     episodes, starts = np.array([4, 1, 4, 3]), np.array([3, 0, 1, 2])
     for name, length, skip in (("frames", 4, 1), ("frames", 3, 2), ("actions", 4, 1), ("rewards", 4, 1)):
@@ -108,7 +109,8 @@ def test_gathered_rows_are_those_of_each_episode(root):
             for episode, start in zip(episodes, starts, strict=True)
         ]
         out = np.empty_like(np.stack(expected))
-        read.gather(name, episodes, starts, out, skip)
+        places = read.places(episodes, starts, (out.shape[1] - 1) * skip + 1)
+        read.gather(name, places._replace(to_read_ahead=to_read_ahead), out, skip)
         np.testing.assert_array_equal(out, expected)
 
 
@@ -312,10 +314,10 @@ def test_damaged_compressed_frames_are_named_when_they_are_read(tmp_path):
         file.write(b"?" * chunk.size)
     read = Episodes(tmp_path, "toy", "train")
     np.testing.assert_array_equal(read.frames(3, 0, 3)[:, 0, 0, 1], [0, 1, 2])
-    batch = np.empty((1, 4, HEIGHT, WIDTH, 3), np.uint8)
+    places, batch = read.places(np.array([3]), np.array([3]), 4), np.empty((1, 4, HEIGHT, WIDTH, 3), np.uint8)
     for reading in (
         lambda: read.frames(3, 3, 4),
-        lambda: read.gather("frames", np.array([3]), np.array([3]), batch),
+        lambda: read.gather("frames", places, batch),
     ):
         with pytest.raises(ValueError, match=r"train-00001.h5 is damaged: .* cannot be decompressed, .*; delete that"):
             reading()

@@ -46,8 +46,8 @@ def write_cache(root: Path, recipe: Recipe = RECIPE, codebook_size: int = 2**16)
     return folder
 
 
-def open_clips(root: Path, recipe: Recipe = RECIPE) -> CachedClips:
-    return CachedClips(root, "toy", "train", recipe, command="bash run.sh --mode=tokenize")
+def open_clips(root: Path, recipe: Recipe = RECIPE, **options) -> CachedClips:
+    return CachedClips(root, "toy", "train", recipe, command="bash run.sh --mode=tokenize", **options)
 
 
 @pytest.fixture
@@ -64,15 +64,16 @@ def changed(**values) -> Recipe:
 def test_every_window_comes_with_its_tokens_and_otherwise_as_from_frames(root, sizes):
     recipe = changed(**dict(zip(("num_frames", "seq_step", "frame_skip"), sizes, strict=True)))
     write_cache(root, recipe)
-    cached = open_clips(root, recipe)
-    plain = ClipDataset(root, "toy", "train", sizes[0], seq_step=sizes[1], frame_skip=sizes[2])
+    cached = open_clips(root, recipe, with_rewards=True)
+    plain = ClipDataset(root, "toy", "train", sizes[0], seq_step=sizes[1], frame_skip=sizes[2], with_rewards=True)
     assert len(cached) == len(plain)
     windows = np.random.default_rng(0).permutation(len(plain))
     clip, expected = (dataset.batch(windows, windows) for dataset in (cached, plain))
     assert clip.tokens.dtype == torch.int64 and clip.tokens.shape == (len(plain), *SHAPE)
     assert torch.equal(clip.tokens.flatten(1), torch.from_numpy(tokens_of(plain, windows)))
-    for field in ("frames", "actions", "seeds"):
-        assert torch.equal(getattr(clip, field), getattr(expected, field))
+    assert expected.rewards.any() and expected.ends.any()
+    for field in expected._fields:
+        assert field == "tokens" or torch.equal(getattr(clip, field), getattr(expected, field))
 
 
 def test_without_frames_nothing_of_the_dataset_but_its_actions_is_read(root):
@@ -80,7 +81,7 @@ def test_without_frames_nothing_of_the_dataset_but_its_actions_is_read(root):
     cached = open_clips(root)
     cached.with_frames = False
     clip = cached.batch(np.array([3, 1]))
-    assert clip.frames is None and clip.to("cpu").frames is None
+    assert clip.frames is None and clip.to("cpu").frames is None and clip.rewards is None and clip.ends is None
     assert torch.equal(clip.actions, ClipDataset(root, "toy", "train", 4).batch(np.array([3, 1])).actions)
     assert cached[3].tokens.shape == SHAPE
 

@@ -1,29 +1,12 @@
-"""The command line of an importer: arguments, errors of one line, and the report at the end."""
+"""What the importers' command lines have in common: where the dataset goes, and the report at the end."""
 
-import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from data.command_line import DATASETS_DPATH, ArgumentParser, folder_name, run_command
 from data.importing import Summary
 
-DATASETS_DPATH = "data_generation/datasets"
 LINES_SHOWN = 20  # of files that could not be read; info.json has all of them
-
-
-class ArgumentParser(argparse.ArgumentParser):
-    """Raises ValueError where argparse would print its usage and exit; `--help` shows the module's text as it is."""
-
-    def __init__(self, module: str, description: str):
-        super().__init__(
-            prog=f"python -m {module}",
-            description=description,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-
-    def error(self, message: str) -> None:
-        raise ValueError(f"{message}; --help shows what there is")
 
 
 def add_place(parser: ArgumentParser, name_help: str, is_name_required: bool) -> None:
@@ -35,32 +18,9 @@ def add_place(parser: ArgumentParser, name_help: str, is_name_required: bool) ->
     )
 
 
-def folder_name(text: str) -> str:
-    if not text or Path(text).name != text or text.startswith("."):
-        raise argparse.ArgumentTypeError(f"{text!r} must be the name of a folder in --root, without slashes")
-    return text
-
-
-def at_least(low: int) -> Callable[[str], int]:
-    def integer(text: str) -> int:
-        if not text.removeprefix("-").isdigit() or int(text) < low:
-            raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least {low}")
-        return int(text)
-
-    return integer
-
-
-def run_command(command: Callable[[list[str]], None], arguments: list[str]) -> int:
-    """The command's exit status: 0, 2 after an error line, 130 after Ctrl-C."""
-    try:
-        command(arguments)
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted; finished shards are kept, the same command goes on from there", file=sys.stderr)
-        return 130
-    return 0
+def run_importer(command: Callable[[list[str] | None], None], arguments: list[str] | None) -> int:
+    """The command's exit status, see `run_command`."""
+    return run_command(command, arguments, kept="finished shards are kept, the same command goes on from there")
 
 
 def report(folder: Path, summary: Summary) -> None:

@@ -29,7 +29,8 @@ import numpy as np
 import PIL
 from tqdm import tqdm
 
-from data.import_command import ArgumentParser, add_place, at_least, folder_name, report, run_command
+from data.command_line import ArgumentParser, at_least, folder_name
+from data.import_command import add_place, report, run_importer
 from data.importing import DamagedError, Target, import_recordings, shard_frames
 from data.pictures import open_image
 
@@ -74,7 +75,7 @@ class Layout(NamedTuple):
 
 
 def main(arguments: list[str]) -> int:
-    return run_command(run, arguments)
+    return run_importer(run, arguments)
 
 
 def run(arguments: list[str]) -> None:

@@ -32,7 +32,8 @@ import numpy as np
 import PIL
 from tqdm import tqdm
 
-from data.import_command import ArgumentParser, add_place, at_least, report, run_command
+from data.command_line import ArgumentParser, at_least
+from data.import_command import add_place, report, run_importer
 from data.importing import DamagedError, Target, import_recordings, shard_frames
 from data.pictures import FITS, Fit
 from data.video_files import ImageSequence, Source, VideoFile, at_rate
@@ -79,7 +80,7 @@ class Footage:
 
 
 def main(arguments: list[str]) -> int:
-    return run_command(run, arguments)
+    return run_importer(run, arguments)
 
 
 def run(arguments: list[str]) -> None:

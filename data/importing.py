@@ -17,7 +17,8 @@ import numpy as np
 from tqdm import tqdm
 
 from data.episodes import END_REASONS, FORMAT, UNFINISHED, Episode, shard_name, summarise_shard, write_json, write_shard
-from data.journal import Journal, only_one_importer
+from data.journal import Journal
+from data.locks import claim
 
 SHARD_BYTES = 2**28  # of frames in a shard, and so in memory, unless an episode alone is larger
 
@@ -75,7 +76,7 @@ def import_recordings(target: Target, recordings: Sequence[Recording]) -> Summar
     the disk is full. Shards that are finished by then stay, and the next call goes on behind them.
     """
     target.folder.mkdir(parents=True, exist_ok=True)
-    with only_one_importer(target.folder):
+    with claim(target.folder, cure="wait for it, or set another --name"):
         journal = Journal(target.folder, target.origin, skipped=dict(target.skipped))
         journal.recall()
         if journal.is_complete():

@@ -18,27 +18,24 @@ import numpy as np
 from tqdm import tqdm
 
 from data import contact_sheet, report, summary, verification
+from data.command_line import DATASETS_DPATH, ArgumentParser, at_least, run_command
 from data.contact_sheet import Excerpt
 from data.episodes import read_info, write_json
-from data.import_command import DATASETS_DPATH, ArgumentParser, at_least
 from data.summary import Scan
 from data.verification import Shard
 
 OUTPUTS_DPATH = Path("outputs/inspect")
 NUM_SAMPLED = 200  # episodes of a split whose frames are compared; --all takes every one
-DAMAGED, USAGE, INTERRUPTED = 1, 2, 130
+DAMAGED = 1  # exit status
 
 
 def main(arguments: list[str] | None = None) -> int:
-    try:
-        settings = parse(arguments)
-        return verify(settings) if settings.verify else look(settings)
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return USAGE
-    except KeyboardInterrupt:
-        print("\ninterrupted; the dataset is as it was", file=sys.stderr)
-        return INTERRUPTED
+    return run_command(run, arguments, kept="the dataset is as it was")
+
+
+def run(arguments: list[str] | None) -> int:
+    settings = parse(arguments)
+    return verify(settings) if settings.verify else look(settings)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

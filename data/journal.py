@@ -1,39 +1,15 @@
-"""Who may write into an import's folder, and how far the import has come.
+"""How far an import has come, and which files it could not read.
 
 The journal is written before what it speaks of, atomically, so that a process may be killed at any time: first as part
 of `unfinished.json`, at the end as part of `info.json`.
 """
 
-import fcntl
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from data.episodes import UNFINISHED, write_json
-
-
-@contextmanager
-def only_one_importer(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, the same as a generator's; the system releases it however this process ends."""
-    with open(folder / ".lock", "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise ValueError(
-                f"{folder} is being written by another importer ({file.read()}); wait for it, or set another --name"
-            ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {os.uname().nodename}")
-        file.flush()
-        try:
-            yield
-        finally:
-            file.truncate(0)
 
 
 @dataclass

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
+from data import locks
 from data.episodes import END_REASONS, FORMAT, MADE_BY, TABLE, UNFINISHED, listed_table, map_dataset, open_shard
 
 BLOCK_BYTES = 2**25  # of frames read at once
-OURS = {"info.json", UNFINISHED, ".lock", "tokens"}  # files that belong to a dataset beside its shards
+OURS = {"info.json", UNFINISHED, locks.FILE, "tokens"}  # files that belong to a dataset beside its shards
 # What h5py raises where a file's structure or contents are broken: any of these, with no common parent.
 BROKEN = (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, MemoryError)
 

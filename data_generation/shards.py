@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data.episodes import END_REASONS, FORMAT, UNFINISHED, open_shard, summarise_shard, write_json
-from data_generation.claim import claim
+from data.locks import claim
 from data_generation.recording import REVISION
 from data_generation.settings import Settings
 from data_generation.workers import Counts, Job, Shard, write_shards
@@ -67,7 +67,7 @@ def generate(settings: Settings, part: Part = Part()) -> Summary:  # noqa: B008 
     folder, shards = settings.folder, plan(settings)
     numbers = part.of(len(shards))
     folder.mkdir(parents=True, exist_ok=True)
-    with claim(folder, numbers) as claimed:
+    with claim(folder, numbers, cure="wait for it, or set another --name") as claimed:
         with claimed.alone():
             _refuse_another_config(folder, settings)
             if not (folder / "info.json").exists():

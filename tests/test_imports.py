@@ -11,7 +11,7 @@ PACKAGES = ("data", "models", "data_generation", "training", "play")
 ALLOWED = {
     "data": (),
     "models": (),
-    "data_generation": ("data.episodes",),
+    "data_generation": ("data.episodes", "data.locks"),
     "training": ("data", "models", "play"),
     "play": ("models", "data", "training.checkpoint", "data_generation.environment"),
 }

@@ -11,8 +11,9 @@ import pytest
 
 from data.episodes import Episodes
 from data.import_videos import main
-from data.journal import only_one_importer
+from data.locks import EVERYTHING
 from tests.data.films import greys, write_video
+from tests.data.holding import another_process_holds
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARDED = ("--max_frames", "8", "--frames_per_shard", "16", "--validation_share", "0.3")
@@ -20,6 +21,7 @@ SHARDED = ("--max_frames", "8", "--frames_per_shard", "16", "--validation_share"
 KILLED = """
 import os, signal, sys
 from data.import_videos import main
+from data.locks import EVERYTHING
 replace = os.replace
 def strike(source, target):
     if str(target).endswith("-00002.h5"):
@@ -106,11 +108,13 @@ def test_folders_of_other_origin_are_refused(films, tmp_path, capsys):
     assert "was not made by this importer" in capsys.readouterr().err
 
 
-def test_two_importers_on_one_folder_are_refused(films, tmp_path, capsys):
+@pytest.mark.parametrize("parts", [EVERYTHING, range(3, 4)], ids=["importer", "generator"])
+def test_an_import_into_a_folder_that_another_process_writes_is_refused(films, tmp_path, capsys, parts):
     (tmp_path / "films").mkdir()
-    with only_one_importer(tmp_path / "films"):
+    with another_process_holds(tmp_path / "films", parts) as holder:
         assert run(films / "in", tmp_path, *SHARDED) == 2
-    assert "is being written by another importer (process" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert f"films is being written by another process (process {holder.pid} on" in message and "--name" in message
 
 
 def test_a_full_disk_ends_in_one_line_and_keeps_what_was_finished(films, tmp_path, capsys, monkeypatch):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from data.episodes import MADE_BY, Episodes
-from data_generation.claim import claim
+from data.locks import claim
 from data_generation.generate import CONFIGS_DPATH, main, read_settings
 from data_generation.recording import REVISION
 from data_generation.shards import generate, plan
@@ -171,7 +171,7 @@ def test_a_killed_run_leaves_whole_shards_and_no_worker(tmp_path):
     finished = sorted(fpath.name for fpath in folder.glob("*.h5"))
     time.sleep(0.5)
     assert 0 < len(finished) < 400 and sorted(fpath.name for fpath in folder.glob("*.h5")) == finished
-    with claim(folder, range(400)):
+    with claim(folder, range(400), cure=""):
         assert not (folder / "info.json").exists() and (folder / "unfinished.json").exists()
 
 

@@ -4,14 +4,14 @@ import os
 import shutil
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from data_generation.claim import claim
+from data.locks import claim
 from data_generation.generate import main, read_settings
 from data_generation.shards import Part, generate
+from tests.data.holding import another_process_holds
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"n_instances": "10", "n_steps_max": "12", "episodes_per_shard": "2", "n_workers": "1", "name": "toy"}
@@ -32,21 +32,6 @@ def made(tmp_path_factory):
     root = tmp_path_factory.mktemp("made")
     assert main(command_line(root)) == 0
     return root / "toy"
-
-
-@contextmanager
-def another_process_holds(folder: Path, first: int, stop: int):
-    program = (
-        "import sys, pathlib; from data_generation.claim import claim\n"
-        f"with claim(pathlib.Path({str(folder)!r}), range({first}, {stop})): print('held', flush=True); input()"
-    )
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, **pipes) as process:
-        assert process.stdout.readline() == "held\n"
-        try:
-            yield process
-        finally:
-            process.kill()
 
 
 @pytest.mark.parametrize("num_shards, count", [(200, 8), (7, 3), (3, 7), (1, 1)])
@@ -108,23 +93,15 @@ def test_a_part_of_another_config_is_refused(tmp_path, capsys):
 def test_two_generators_never_work_on_the_same_shard(tmp_path):
     settings = read_settings("coinrun_quickstart", SMALL | {"root_dpath": str(tmp_path)})
     settings.folder.mkdir()
-    with another_process_holds(settings.folder, 0, 3) as holder:
+    with another_process_holds(settings.folder, range(3)) as holder:
         for part in (Part(0, 2), Part(0, 1), Part(0, 3), Part(1, 3)):
-            message = rf"are being written by another generator \(process {holder.pid} on .*\); wait for it"
+            message = rf"by another process \(process {holder.pid} on .*\); wait for it, or set another --name"
             with pytest.raises(ValueError, match=message):
                 generate(settings, part)
-        with claim(settings.folder, Part(1, 2).of(6)):
+        with claim(settings.folder, Part(1, 2).of(6), cure=""):
             pass
-    with claim(settings.folder, Part(0, 2).of(6)):  # the other one was killed, which gives its shards back
+    with claim(settings.folder, Part(0, 2).of(6), cure=""):  # the other one was killed, which gives its shards back
         pass
-
-
-def test_the_generator_that_is_named_is_the_one_that_holds_the_shards(tmp_path):
-    with another_process_holds(tmp_path, 0, 3) as holder:
-        with another_process_holds(tmp_path, 3, 6):
-            pass
-        with pytest.raises(ValueError, match=rf"process {holder.pid} on"), claim(tmp_path, range(6)):
-            pass
 
 
 def test_a_file_system_without_locks_is_worked_on_with_a_warning(made, tmp_path, monkeypatch, capsys):

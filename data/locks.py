@@ -53,7 +53,11 @@ def claim(folder: Path, parts: range = EVERYTHING, *, cure: str) -> Iterator[Cla
                 raise ValueError(f"{what} is being written by another process ({_who_holds(file, parts)}); {cure}")
             file.write(f"{parts.start} {parts.stop} process {os.getpid()} on {os.uname().nodename}\n")
             file.flush()
-        yield Claim(file)
+        try:
+            yield Claim(file)
+        finally:
+            if parts == EVERYTHING:  # nobody else is here: all that the text says is of the past
+                file.truncate(0)
 
 
 def _lock(file: TextIO, start: int, length: int, *, wait: bool = False) -> bool:

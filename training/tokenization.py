@@ -4,12 +4,10 @@ Tokens are those of `tokenizer.encode` in fp32, as evaluation encodes its prompt
 its own mixed precision: in bf16 a few tokens in a thousand lie so near a tie that they come out as another code.
 """
 
-import fcntl
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +22,7 @@ from tqdm import tqdm
 from data import tokens
 from data.clips import ClipDataset
 from data.episodes import write_json
+from data.locks import claim
 from data.tokens import CachedClips, Piece, Recipe
 from models import pretrained
 from training import preparation
@@ -121,31 +120,13 @@ def shared(own: list[Any]) -> list[Any]:
 # ----------------------------------------------------------------------------------------------------- before the work
 
 
-@contextmanager
-def only_one_writer(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock; the system releases it when the process ends, however it ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise ValueError(f"{folder} is being written by {file.read()}; wait until it has finished") from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {os.uname().nodename}")
-        file.flush()
-        try:
-            yield
-        finally:
-            file.truncate(0)
-
-
 def _look(work: Work, held: ExitStack) -> list[tuple[str, Piece]]:
     """The shards to write, with their splits; what is no use any more is removed, what was made of the same is kept.
 
     held: keeps the folder's lock. Raises ValueError where another has it, and where the disk has no room.
     """
-    held.enter_context(only_one_writer(work.folder))
+    work.folder.mkdir(parents=True, exist_ok=True)
+    held.enter_context(claim(work.folder, cure="wait until it has finished"))
     for split, pieces in work.pieces.items():
         useless = set(work.folder.glob(f"{split}-*.h5")) - {work.folder / piece.file for piece in pieces}
         for fpath in useless | set(work.folder.glob(".*.tmp")):

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from data.clips import ClipDataset
 from data.tokens import CachedClips
 from models import pretrained
+from tests.data.holding import another_process_holds
 from tests.training.workers import launch
 from tests.training.workers.tokenize import configure, write_data
 from training import main, tokenization
@@ -161,7 +162,7 @@ def parts_of(cfg: DictConfig) -> tuple:
 def test_two_writers_in_one_folder_are_refused(tmp_path):
     cfg = configure(tmp_path)
     tokenization.run(cfg)
-    with tokenization.only_one_writer(folder_of(tmp_path)), pytest.raises(ValueError, match="is being written by proc"):
+    with another_process_holds(folder_of(tmp_path)), pytest.raises(ValueError, match="is being written by another"):
         tokenization.run(cfg)
 
 

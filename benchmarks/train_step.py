@@ -1,138 +1,161 @@
 """One training step at its real size: `python -m benchmarks.train_step --config=genie_redux_guided [--key=value …]`.
 
-Seconds and frames per second of forward, backward and update on random clips; the FLOPs that the step needs, and the
-FLOP/s reached against this machine's own matrix multiplications of the model's largest layer; what memory goes to:
-weights, gradients, optimizer, tensors kept for the backward pass (with and without gradient checkpointing), the peak
-of the first forward and backward (the optimizer has no state yet) and the peak of everything.
+The same command on a CPU (fp32) and on a GPU (bf16 autocast, fused optimizer): seconds and frames per second of
+forward, backward and update; the FLOPs that the step needs, and the FLOP/s reached against this machine's own matrix
+multiplications of the model's largest layer, on a GPU also against large square ones and the vendor's data sheet; the
+bytes that its operations move, against the rate of a copy; what memory goes to: weights, gradients, optimizer, tensors
+kept for the backward pass (with and without gradient checkpointing), the peak of the first forward and backward and
+the peak of everything; and how long the device waits for data. Clips come through the training loader from --dataset,
+or from a small dataset that is generated first; --random_clip takes one clip that stays on the device instead.
 
 Keys of the config can be set as in `run.sh`; `--train.batch_size`, `--train.num_frames` and
-`--train.gradient_checkpointing=true` too. `--steps=N` steps are timed after one that warms up; the fastest counts.
-`--list_kept` lists the kept tensors by shape. Where other programs run on the same cores, compare CPU seconds.
+`--train.gradient_checkpointing=true` too. --batch=auto finds the largest batch that a GPU's memory holds. --compile
+measures eager steps, then compiled ones. --profile lists the kernels that the time goes to. --small takes the
+quickstart's sizes. `--steps=N` steps are timed after those that warm up: on a GPU the median counts, on a CPU, where
+other programs may run on the same cores, the fastest (compare processor seconds there). `--list_kept` lists the kept
+tensors by shape.
 """
 
 import argparse
 import json
-import time
+import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable
-from typing import NamedTuple
+from itertools import repeat
+from pathlib import Path
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from benchmarks import machine, memory
+from benchmarks import kernels, kinds, memory, rates, step_inputs, step_report
+from benchmarks.compiled import compile_blocks
+from benchmarks.step_run import BATCH_SIZES, Run, Stepper, largest_that_fits, loss_of
+from benchmarks.traffic import UNAVOIDABLE, Traffic
 from data.clips import Clip
 from models.genie_redux import WorldModel
-from training import command_line, optimizers
+from training import optimizers
 from training.settings import ScheduleSettings
 from training.setup import checkpoint_gradients
 
-GIB = 2**30
+STEPS = {"cpu": 2, "cuda": 20}
+# Steps that are not timed. Eager ones on a CPU need none: one step ran before them, and another takes half a minute.
+WARM_UP = {("eager", "cpu"): 0, ("compiled", "cpu"): 1, ("eager", "cuda"): 3, ("compiled", "cuda"): 3}
+TOKENS_PER_FRAME, MOST_TOKENS = 256, 2**18  # of the products that the machine's rate is measured with
 # Forward and backward cost one and two products per weight; repeated work (checkpointing) is not needed work.
 PASSES = 3
 
 
-class Seconds(NamedTuple):
-    forward: float
-    backward: float
-    update: float
-    cpu: float  # of all three, over all threads
-
-    @property
-    def total(self) -> float:
-        return self.forward + self.backward + self.update
-
-
-class Peaks(NamedTuple):
-    forward_backward: int  # bytes
-    update: int
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", choices=("tokenizer", "genie_redux", "genie_redux_guided"), required=True)
-    parser.add_argument("--steps", type=int, default=2)
-    parser.add_argument("--list_kept", action="store_true")
-    arguments, words = parser.parse_known_args()
-    one_clip = ["--train.batch_size=1", "--train.num_frames=16"]
-    cfg = command_line.compose(command_line.parse([f"--config={arguments.config}", *one_clip, *words]))
+def main(words: list[str]) -> None:
+    arguments, words = parse(words)
+    cfg = step_inputs.compose(arguments.config, words, small=arguments.small)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if arguments.batch == "auto" and device.type == "cpu":
+        raise SystemExit("error: --batch=auto fills a GPU's memory and torch sees none; set --train.batch_size=N")
+    with tempfile.TemporaryDirectory(prefix="lamp-train-step-") as scratch:
+        dataset = arguments.dataset
+        if dataset is None and not arguments.random_clip:
+            dataset = step_inputs.generate(Path(scratch))
+        measured = Measurement(cfg, arguments, dataset, device).measure()
+    step_report.show(measured)
+    print(json.dumps(step_report.result(measured)))
 
-    model = build(cfg).to(device).train()
-    if cfg.train.gradient_checkpointing:
-        checkpoint_gradients(model)
-    schedule, node = ScheduleSettings.from_optimizer(cfg.optimizer)
-    optimizer = optimizers.build(node, model)
-    clip = random_clip(cfg, device)
-    limit = schedule.max_grad_norm or float("inf")
 
-    runs = [measure_step(model, optimizer, clip, limit, device) for _ in range(1 + arguments.steps)]
-    seconds = min((run[0] for run in runs[1:] or runs), key=lambda run: run.total)
-    peaks = [run[1] for run in runs]
-    state = [value for values in optimizer.state.values() for value in values.values() if torch.is_tensor(value)]
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    sizes = {
-        "weights": memory.tensor_bytes(model.parameters()),
-        "gradients": memory.tensor_bytes(trainable),
-        "optimizer": memory.tensor_bytes(state),
-        "kept": kept_bytes(model, clip, device, checkpointing=False).total(),
-        "kept_with_checkpointing": kept_bytes(model, clip, device, checkpointing=True).total(),
-        "peak_forward_backward": peaks[0].forward_backward,
-        "peak_memory": max(max(peak) for peak in peaks),
-    }
-    flops = needed_flops(model, clip, device)
-    rate = matmul_rate(largest_layer(model), clip, device)
-    report(arguments.config, cfg, sum(parameter.numel() for parameter in trainable), seconds, flops, rate, sizes)
-    if arguments.list_kept:
-        listed = kept_bytes(model, clip, device, checkpointing=cfg.train.gradient_checkpointing)
-        for shape, size in listed.most_common(20):
-            print(f"  {size / 2**20:10.1f} MiB  {shape}")
-    print(json.dumps(result(arguments.config, cfg, seconds, flops, rate, sizes)))
+def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", choices=step_inputs.CONFIGS, required=True)
+    parser.add_argument("--small", action="store_true", help="the quickstart's sizes")
+    parser.add_argument("--steps", type=int, help="timed steps (2; on a GPU 20)")
+    parser.add_argument("--batch", choices=("auto",), help="as many clips as the GPU's memory holds")
+    parser.add_argument("--compile", action="store_true", help="compiled steps too, after the eager ones")
+    parser.add_argument("--profile", action="store_true", help="which kernels the time goes to")
+    parser.add_argument("--dataset", type=Path, help="folder of a dataset (default: a small one is generated)")
+    parser.add_argument("--random_clip", action="store_true", help="one clip that stays on the device, no loader")
+    parser.add_argument("--list_kept", action="store_true")
+    return parser.parse_known_args(words)
 
 
 # ------------------------------------------------------------------------------------------------------------ measuring
 
 
-def measure_step(
-    model: nn.Module, optimizer: Optimizer, clip: Clip, limit: float, device: torch.device
-) -> tuple[Seconds, Peaks]:
-    memory.reset_peak(device)
-    cpu_began = time.process_time()
-    loss, forward = timed(lambda: loss_of(model, clip, device), device)
-    _, backward = timed(loss.backward, device)
-    forward_backward_peak = memory.peak(device)
-    memory.reset_peak(device)
+class Measurement:
+    """A model, its optimizer and what was measured of them; `step_report` reads it."""
 
-    def update() -> None:
-        nn.utils.clip_grad_norm_(model.parameters(), limit)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+    def __init__(self, cfg: DictConfig, arguments: argparse.Namespace, dataset: Path | None, device: torch.device):
+        self.cfg, self.arguments, self.dataset, self.device = cfg, arguments, dataset, device
+        self.model = step_inputs.build(cfg, small=arguments.small).to(device).train()
+        if cfg.train.gradient_checkpointing:
+            checkpoint_gradients(self.model)
+        schedule, node = ScheduleSettings.from_optimizer(cfg.optimizer)
+        self.optimizer = optimizers.build(node, self.model)
+        self.stepper = Stepper(self.model, self.optimizer, schedule.max_grad_norm or float("inf"), device)
+        self.steps = STEPS[device.type] if arguments.steps is None else arguments.steps
+        self.runs: dict[str, Run] = {}
+        self.profiles: dict[str, kernels.Profile] = {}
 
-    _, seconds = timed(update, device)
-    cpu = time.process_time() - cpu_began
-    return Seconds(forward, backward, seconds, cpu), Peaks(forward_backward_peak, memory.peak(device))
+    def measure(self) -> "Measurement":
+        sizes = BATCH_SIZES if self.arguments.batch == "auto" else [self.cfg.train.batch_size]
+        one = step_inputs.random_clip(self.cfg, self.device, batch_size=1)
+        with Traffic() as self.traffic:  # of one clip; at the same time the warm-up
+            first = self.stepper.run(repeat(one), 1)
+        self.peak_forward_backward = first.peak_forward_backward  # the optimizer has no state yet
+        self.flops = needed_flops(self.model, one, self.device)
+        self.runs["eager"] = self.run("eager", sizes) if self.steps else first
+        self.sizes = self.measure_sizes(one)
+        if self.arguments.list_kept:
+            is_checkpointed = self.cfg.train.gradient_checkpointing
+            self.listed = kept_bytes(self.model, one, self.device, checkpointing=is_checkpointed)
+        if self.arguments.compile:
+            compile_blocks(self.model)
+            eager = self.runs["eager"].batch_size
+            self.runs["compiled"] = self.run("compiled", [size for size in sizes if size <= eager])
+        tokens = self.runs["eager"].batch_size * self.cfg.train.num_frames * TOKENS_PER_FRAME
+        self.matmul_rate = rates.matmul_rate(largest_layer(self.model), min(tokens, MOST_TOKENS), self.device)
+        self.square_rate = rates.square_rate(self.device) if self.device.type == "cuda" else None
+        self.copy_rate = rates.copy_rate(self.device)
+        return self
 
+    def run(self, way: str, sizes: list[int]) -> Run:
+        """The timed steps, with the first of the batch sizes that fits."""
+        found = []
 
-def loss_of(model: nn.Module, clip: Clip, device: torch.device) -> Tensor:
-    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        return model(clip, 0).loss
+        def attempt(size: int) -> None:
+            batches = step_inputs.batches(self.cfg, self.dataset, self.device, batch_size=size)
+            next(batches)  # the loader's own start is not timed
+            warm_up = [self.stepper.run(batches, 1) for _ in range(WARM_UP[way, self.device.type])]
+            run = self.stepper.run(batches, self.steps)
+            found.append(run._replace(batch_size=size, warm_up=warm_up[0].steps[0].total if warm_up else None))
+            if self.arguments.profile:
+                clip = next(batches)
+                self.profiles[way] = kernels.measure(lambda: self.stepper.step(clip), self.device)
 
+        largest_that_fits(attempt, sizes)
+        return found[-1]
 
-def timed(work: Callable, device: torch.device) -> tuple:
-    synchronise(device)
-    began = time.perf_counter()
-    result = work()
-    synchronise(device)
-    return result, time.perf_counter() - began
+    def measure_sizes(self, one: Clip) -> dict[str, int]:
+        """Bytes that things take; what is kept for the backward pass is that of one clip."""
+        state = [value for values in self.optimizer.state.values() for value in values.values()]
+        return {
+            "weights": memory.tensor_bytes(self.model.parameters()),
+            "gradients": memory.tensor_bytes(self.trainable),
+            "optimizer": memory.tensor_bytes(filter(torch.is_tensor, state)),
+            "kept": kept_bytes(self.model, one, self.device, checkpointing=False).total(),
+            "kept_with_checkpointing": kept_bytes(self.model, one, self.device, checkpointing=True).total(),
+            "peak_forward_backward": self.peak_forward_backward,
+            "peak_memory": max(run.peak for run in self.runs.values()),
+        }
 
+    def bytes_moved(self, batch_size: int, *, fused: bool) -> int:
+        """Bytes that a step moves; what the optimizer moves is the same for every batch."""
+        of_clip = dict(self.traffic.bytes)
+        of_step = of_clip.pop(kinds.OPTIMIZER, 0)
+        return of_step + batch_size * sum(size for kind, size in of_clip.items() if not fused or kind in UNAVOIDABLE)
 
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    @property
+    def trainable(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
 
 def kept_bytes(model: nn.Module, clip: Clip, device: torch.device, *, checkpointing: bool) -> Counter:
@@ -173,85 +196,5 @@ def largest_layer(model: nn.Module) -> nn.Linear:
     return max(layers, key=lambda layer: layer.weight.numel())
 
 
-def matmul_rate(layer: nn.Linear, clip: Clip, device: torch.device) -> float:
-    """FLOP/s of the machine in products of the layer's shape with all tokens of the clip, the best of ten."""
-    tokens = clip.frames.shape[0] * clip.frames.shape[1] * 256
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    x = torch.randn(tokens, layer.in_features, device=device, dtype=dtype)
-    weight = torch.randn(layer.out_features, layer.in_features, device=device, dtype=dtype)
-    seconds = min(timed(lambda: x @ weight.T, device)[1] for _ in range(10))
-    return 2 * tokens * weight.numel() / seconds
-
-
-# ------------------------------------------------------------------------------------------------------------ inputs
-
-
-def build(cfg: DictConfig) -> nn.Module:
-    """The config's model with random weights; a world stands on a random tokenizer of the published size."""
-    if cfg.model == "tokenizer":
-        return instantiate(cfg.network, _convert_="all")
-    tokenizer = command_line.compose(command_line.parse(["--config=tokenizer.yaml"]))
-    return WorldModel(
-        tokenizer=instantiate(tokenizer.network, _convert_="all"),
-        actions=instantiate(cfg.actions, _convert_="all"),
-        dynamics=instantiate(cfg.dynamics, _convert_="all"),
-    )
-
-
-def random_clip(cfg: DictConfig, device: torch.device) -> Clip:
-    batch, length = cfg.train.batch_size, cfg.train.num_frames
-    return Clip(
-        frames=torch.rand(batch, length, cfg.data.channels, *cfg.data.image_size, device=device),
-        actions=torch.randint(cfg.data.num_actions, (batch, length - 1), device=device),
-        seeds=torch.arange(batch, device=device),
-    )
-
-
-# ------------------------------------------------------------------------------------------------------------ showing
-
-
-def report(
-    config: str, cfg: DictConfig, count: int, seconds: Seconds, flops: int, rate: float, sizes: dict[str, int]
-) -> None:
-    batch, length = cfg.train.batch_size, cfg.train.num_frames
-    checkpointing = ", gradient checkpointing" if cfg.train.gradient_checkpointing else ""
-    gib = {name: f"{size / GIB:10.2f} GiB" for name, size in sizes.items()}
-    print(f"{config}: {count / 1e6:.1f}M trainable parameters, {batch} x {length} frames{checkpointing}")
-    print(f"  step          {seconds.total:10.2f} s    {batch * length / seconds.total:.1f} frames/s")
-    print(f"    forward     {seconds.forward:10.2f} s")
-    print(f"    backward    {seconds.backward:10.2f} s")
-    print(f"    update      {seconds.update:10.2f} s")
-    print(f"    processor   {seconds.cpu:10.2f} s    over all threads")
-    print(f"  needs         {flops / 1e12:10.2f} TFLOP")
-    print(f"  reaches       {flops / seconds.total / 1e9:10.1f} GFLOP/s")
-    print(f"  machine       {rate / 1e9:10.1f} GFLOP/s in matrix products of the largest layer")
-    print(f"  weights       {gib['weights']}")
-    print(f"  gradients     {gib['gradients']}")
-    print(f"  optimizer     {gib['optimizer']}")
-    print(f"  kept          {gib['kept']}  for the backward pass")
-    print(f"                {gib['kept_with_checkpointing']}  with gradient checkpointing")
-    print(f"  peak          {gib['peak_forward_backward']}  of the first forward and backward")
-    print(f"                {gib['peak_memory']}  of all steps with their updates")
-
-
-def result(config: str, cfg: DictConfig, seconds: Seconds, flops: int, rate: float, sizes: dict[str, int]) -> dict:
-    frames = cfg.train.batch_size * cfg.train.num_frames
-    return {
-        "name": f"train_step.{config}",
-        "value": round(flops / seconds.total / 1e9, 2),
-        "unit": "GFLOP/s",
-        "reference": round(rate / 1e9, 2),
-        "ratio": round(flops / seconds.total / rate, 3),
-        "seconds": round(seconds.total, 3),
-        "seconds_of": {name: round(value, 3) for name, value in seconds._asdict().items()},
-        "frames_per_second": round(frames / seconds.total, 2),
-        "tflop": round(flops / 1e12, 3),
-        "gradient_checkpointing": cfg.train.gradient_checkpointing,
-        "gib": {name: round(size / GIB, 3) for name, size in sizes.items()},
-        "peak_memory_gib": round(sizes["peak_memory"] / GIB, 2),
-        "machine": machine.describe(),
-    }
-
-
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -9,7 +9,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.kinds import KINDS, kind_of
-from benchmarks.rates import Clock
+from benchmarks.rates import timed
 
 NUM_LISTED = 20
 NAME_WIDTH = 90
@@ -63,12 +63,8 @@ class Profile(NamedTuple):
 def measure(work: Callable[[], object], device: torch.device) -> Profile:
     """Run `work` once under the profiler, after it was run before: compiling and choosing kernels is not its time."""
     is_gpu = device.type == "cuda"
-    clock = Clock(device)
     with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * is_gpu, acc_events=True) as profiler:
-        clock.mark()
-        work()
-        clock.mark()
-        (seconds,) = clock.seconds()
+        _, seconds = timed(work, device)
     kernels = []
     for event in profiler.key_averages():
         # On a GPU its kernels, not the stretches that torch names; on a CPU operations, without those that they call.

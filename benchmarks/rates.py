@@ -50,6 +50,15 @@ class Clock:
         return [b - a for a, b in zip(self.marks, self.marks[1:], strict=False)]
 
 
+def timed(work: Callable[[], object], device: torch.device) -> tuple[object, float]:
+    """What a call returns, and the seconds that it takes on the device."""
+    clock = Clock(device)
+    clock.mark()
+    result = work()
+    clock.mark()
+    return result, clock.seconds()[0]
+
+
 def best_seconds(work: Callable[[], object], device: torch.device) -> float:
     """Seconds that a call takes, the best of `REPEATS` after one that warms up."""
     calls = CALLS_ON_GPU if device.type == "cuda" else 1

@@ -38,7 +38,7 @@ def small_options(config: str, small: bool) -> list[str]:
     return [f"--{group}={option}" for group, option in options.items() if group not in ("optimizer", "train")]
 
 
-def build(cfg: DictConfig, *, small: bool) -> nn.Module:
+def build(cfg: DictConfig, *, small: bool = False) -> nn.Module:
     """The config's model with random weights; a world stands on a random tokenizer, published or the quickstart's."""
     if cfg.model == "tokenizer":
         return instantiate(cfg.network, _convert_="all")

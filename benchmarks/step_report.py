@@ -35,7 +35,7 @@ def show(measured: "Measurement") -> None:
     print(f"  kept          {sizes['kept']}  for the backward pass of one clip")
     print(f"                {sizes['kept_with_checkpointing']}  with gradient checkpointing")
     print(f"  peak          {sizes['peak_forward_backward']}  of the first forward and backward, of one clip")
-    print(f"                {sizes['peak_memory']}  of all steps with their updates")
+    print(f"                {sizes['peak_memory']}  of all eager steps with their updates")
     if measured.arguments.list_kept:
         for shape, size in measured.listed.most_common(20):
             print(f"  {size / 2**20:10.1f} MiB  {shape}")

@@ -96,8 +96,8 @@ class Measurement:
         self.profiles: dict[str, kernels.Profile] = {}
 
     def measure(self) -> "Measurement":
-        sizes = BATCH_SIZES if self.arguments.batch == "auto" else [self.cfg.train.batch_size]
         one = step_inputs.random_clip(self.cfg, self.device, batch_size=1)
+        sizes = self.batch_sizes(one) if self.arguments.batch == "auto" else [self.cfg.train.batch_size]
         with Traffic() as self.traffic:  # of one clip; at the same time the warm-up
             first = self.stepper.run(repeat(one), 1)
         self.peak_forward_backward = first.peak_forward_backward  # the optimizer has no state yet
@@ -108,7 +108,7 @@ class Measurement:
             is_checkpointed = self.cfg.train.gradient_checkpointing
             self.listed = kept_bytes(self.model, one, self.device, checkpointing=is_checkpointed)
         if self.arguments.compile:
-            compile_blocks(self.model)
+            compile_blocks(self.model, self.device)
             eager = self.runs["eager"].batch_size
             self.runs["compiled"] = self.run("compiled", [size for size in sizes if size <= eager])
         tokens = self.runs["eager"].batch_size * self.cfg.train.num_frames * TOKENS_PER_FRAME
@@ -116,6 +116,13 @@ class Measurement:
         self.square_rate = rates.square_rate(self.device) if self.device.type == "cuda" else None
         self.copy_rate = rates.copy_rate(self.device)
         return self
+
+    def batch_sizes(self, one: Clip) -> list[int]:
+        """Those that a GPU's memory could hold, by what one clip keeps for the backward pass."""
+        is_checkpointed = self.cfg.train.gradient_checkpointing
+        kept = kept_bytes(self.model, one, self.device, checkpointing=is_checkpointed).total()
+        memory_size = torch.cuda.get_device_properties(self.device).total_memory
+        return [size for size in BATCH_SIZES if size * kept < memory_size] or [1]
 
     def run(self, way: str, sizes: list[int]) -> Run:
         """The timed steps, with the first of the batch sizes that fits."""

@@ -1,9 +1,6 @@
 """The measurement of a training step: what it counts is known by hand, and the command runs at a small size."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +14,6 @@ from benchmarks.traffic import Traffic
 from data.clips import Clip
 from models.interfaces import StepOutput
 
-ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 
 
@@ -144,12 +140,10 @@ def test_small_sizes_are_the_quickstarts(config):
     assert 1e5 < size < 2e6 and cfg.optimizer._target_ == "training.optimizers.adamw"
 
 
-def test_the_command_prints_a_table_and_ends_with_json():
-    command = [sys.executable, "-m", "benchmarks.train_step", "--config=genie_redux_guided", "--small", "--profile"]
+def test_the_command_prints_a_table_and_ends_with_json(capsys):
     sizes = ["--steps=3", "--train.num_frames=4", "--train.num_workers=0"]
-    done = subprocess.run([*command, *sizes], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    *table, last = done.stdout.splitlines()
+    train_step.main(["--config=genie_redux_guided", "--small", "--profile", *sizes])
+    *table, last = capsys.readouterr().out.splitlines()
     assert any(line.startswith("  eager, 1 x 4 frames") for line in table)
     found = json.loads(last)
     assert found["name"] == "train_step.genie_redux_guided" and found["unit"] == "GFLOP/s"

@@ -19,22 +19,26 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.shards import (
+from data.shard_writing import (
     END_REASONS,
     FORMAT,
-    NATURAL_ENDS,
     TABLE,
     Episode,
-    checked_table,
+    ShardWriter,
     content_hash,
+    frames_room,
+    shard_name,
+    write_shard,
+)
+from data.shards import (
+    NATURAL_ENDS,
+    checked_table,
     damaged,
     listed_table,
     map_dataset,
     open_arrays,
     open_shard,
-    shard_name,
     summarise_shard,
-    write_shard,
 )
 from data.storage import DecompressionError, disk_waits, read_ahead
 
@@ -48,7 +52,9 @@ __all__ = [
     "UNFINISHED",
     "Episode",
     "Episodes",
+    "ShardWriter",
     "content_hash",
+    "frames_room",
     "map_dataset",
     "open_shard",
     "read_info",

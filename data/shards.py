@@ -1,104 +1,18 @@
-"""A shard, an HDF5 file of whole episodes: how it is written, summed up and opened (contents: `data/episodes.py`)."""
+"""A shard, an HDF5 file of whole episodes: how it is summed up and opened (contents: `data/episodes.py`)."""
 
 import errno
-import hashlib
 import os
-import shutil
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import h5py
 import numpy as np
 
-from data.storage import frames_layout, map_arrays, missing_filter, open_hdf5
+from data.shard_writing import TABLE
+from data.storage import map_arrays, missing_filter, open_hdf5
 
-FORMAT = 1
-END_REASONS = ("coin", "death", "time_limit", "end_of_recording")
 NATURAL_ENDS = ("coin", "death")  # the others cut an episode off
-TABLE = np.dtype([("start", "<i8"), ("length", "<i8"), ("level_seed", "<i8"), ("end_reason", "u1")])
 LISTED = {"lengths": "length", "level_seeds": "level_seed", "end_reasons": "end_reason"}  # in info.json; starts add up
-
-
-class Episode(NamedTuple):
-    """One episode of T frames, from the first frame after the reset."""
-
-    frames: np.ndarray  # (T, H, W, 3) uint8
-    actions: np.ndarray | None  # (T,) int16
-    rewards: np.ndarray | None  # (T,) float32
-    level_seed: int
-    end_reason: str  # one of END_REASONS
-
-
-# ------------------------------------------------------------------------------------------------------------ writing
-
-
-def shard_name(split: str, number: int) -> str:
-    return f"{split}-{number:05d}.h5"
-
-
-def write_shard(fpath: Path, episodes: Sequence[Episode], *, compression: str | None = None) -> None:
-    """Write whole episodes into one shard, atomically: `fpath` appears when everything is on the disk.
-
-    compression: None, lzf, gzip or blosc. Raises OSError with one line where the disk is full, ValueError for another
-    compression or one whose package is missing.
-    """
-    lengths = np.array([len(episode.frames) for episode in episodes], dtype=np.int64)
-    table = np.empty(len(episodes), dtype=TABLE)
-    table["start"] = np.cumsum(lengths) - lengths
-    table["length"] = lengths
-    table["level_seed"] = [episode.level_seed for episode in episodes]
-    table["end_reason"] = [END_REASONS.index(episode.end_reason) for episode in episodes]
-
-    shape = (int(lengths.sum()), *episodes[0].frames.shape[1:])
-    layout = frames_layout(compression, shape)
-    free, needed = shutil.disk_usage(fpath.parent).free, sum(episode.frames.nbytes for episode in episodes)
-    if compression is None and needed > free:  # asked first: HDF5 itself does not recover from a full disk
-        raise _full(fpath, f"it needs {needed / 1e6:.0f} MB, the disk has {free / 1e6:.0f} MB")
-
-    temporary = fpath.with_name(f".{fpath.name}.tmp")
-    try:
-        with h5py.File(temporary, "w") as file:
-            file.attrs["format"] = FORMAT
-            _fill(file.create_dataset("frames", shape, np.uint8, **layout), episodes)
-            if episodes[0].actions is not None:
-                file["actions"] = np.concatenate([episode.actions for episode in episodes]).astype("<i2")
-            if episodes[0].rewards is not None:
-                file["rewards"] = np.concatenate([episode.rewards for episode in episodes]).astype("<f4")
-            file["episodes"] = table
-            file.attrs["sha256"] = content_hash(episodes, table)
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, fpath)
-    except (OSError, RuntimeError) as error:  # h5py raises either where writing fails
-        raise _full(fpath, str(error).splitlines()[0]) from None
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _full(fpath: Path, reason: str) -> OSError:
-    return OSError(f"cannot write {fpath}: {reason}; free some space or choose another folder")
-
-
-def _fill(frames: h5py.Dataset, episodes: Sequence[Episode]) -> None:
-    start = 0
-    for episode in episodes:
-        frames[start : start + len(episode.frames)] = episode.frames
-        start += len(episode.frames)
-
-
-def content_hash(episodes: Sequence[Episode], table: np.ndarray) -> str:
-    """SHA-256 of what a shard says, however it is stored: each episode's frames, actions, rewards, then the table."""
-    digest = hashlib.sha256()
-    for episode in episodes:
-        digest.update(np.ascontiguousarray(episode.frames))
-        if episode.actions is not None:
-            digest.update(np.ascontiguousarray(episode.actions, dtype="<i2"))
-        if episode.rewards is not None:
-            digest.update(np.ascontiguousarray(episode.rewards, dtype="<f4"))
-    digest.update(table)
-    return digest.hexdigest()
-
 
 # ------------------------------------------------------------------------------------------------ what info.json says
 

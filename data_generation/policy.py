@@ -15,8 +15,9 @@ class Policy(Protocol):
         """Begin an episode on each level, at most batch_size; an episode's randomness follows from (seed, level)."""
 
     def act(self, frames: Sequence[np.ndarray], playing: np.ndarray) -> np.ndarray:
-        """An action per level, (levels,): indices into the action names.
+        """An action per level, (levels,), or those of several steps, (steps, levels): indices into the action names.
 
+        It is asked again when they are taken; a policy that looks at no picture does well to give all at once.
         frames[i] is level i's picture, (H, W, 3) uint8; playing (levels,) bool is False where the episode has ended:
         that row's picture means nothing and its action is not used.
         """
@@ -36,10 +37,12 @@ class RandomPolicy:
         self._num_steps, self._seed, self._sticky = num_steps, seed, sticky
 
     def start(self, levels: Sequence[int]) -> None:
-        self._actions = iter(np.stack([self._draw(level) for level in levels], axis=1))
+        self._actions = np.stack([self._draw(level) for level in levels], axis=1)
 
     def act(self, frames: Sequence[np.ndarray], playing: np.ndarray) -> np.ndarray:
-        return next(self._actions)
+        actions, self._actions = self._actions, None
+        assert actions is not None, f"asked for more than the {self._num_steps} steps of an episode"
+        return actions
 
     def _draw(self, level: int) -> np.ndarray:
         """All actions of an episode: (num_steps,)."""

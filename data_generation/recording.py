@@ -34,8 +34,8 @@ def record_episodes(
     policy.start(levels)
     unfinished = list(enumerate(takes))
     while unfinished:
-        actions = policy.act([take.simulator.frame for take in takes], playing).tolist()
-        ended = [row for row, take in unfinished if take.step(actions[row])]
+        actions = np.atleast_2d(policy.act([take.simulator.frame for take in takes], playing)).T.tolist()
+        ended = [row for row, take in unfinished if take.play(actions[row])]
         if ended:
             playing[ended] = False
             unfinished = [(row, take) for row, take in unfinished if playing[row]]
@@ -52,12 +52,12 @@ class Take:
         self._rewards: list[float] = []
         self._end_reason = "time_limit"
 
-    def step(self, action: int) -> bool:
-        """Keep the current frame and the action taken at it; whether that was the last one."""
-        self._frames[len(self._actions)] = self.simulator.frame
-        reward, has_ended = self.simulator.step(action)
-        self._actions.append(action)
-        self._rewards.append(reward)
+    def play(self, actions: list[int]) -> bool:
+        """Take the actions, keeping the frame at which each is taken; whether the recording came to its end."""
+        num_taken = len(self._actions)
+        rewards, has_ended = self.simulator.play(actions[: len(self._frames) - num_taken], self._frames[num_taken:])
+        self._actions += actions[: len(rewards)]
+        self._rewards += rewards
         if has_ended:
             self._end_reason = self._why()
         if has_ended or len(self._actions) == len(self._frames):

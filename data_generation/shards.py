@@ -117,7 +117,8 @@ def _write_missing(settings: Settings, job: Job) -> Counts:
 def _remove_leftovers(folder: Path, shards: Sequence[Shard]) -> None:
     """What is left of shards whose worker was stopped; it may be all the space that a full disk has."""
     for shard in shards:
-        (folder / f".{shard.file}.tmp").unlink(missing_ok=True)
+        for leftover in folder.glob(f".{shard.file}.*tmp"):
+            leftover.unlink()
 
 
 def _is_intact(fpath: Path, shard: Shard) -> bool:

@@ -1,5 +1,6 @@
 """Processes that play levels and write shards, and the line that says how far they are."""
 
+import gc
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -9,6 +10,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -20,12 +22,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from data.episodes import Episode, shard_name, write_shard
+from data.episodes import Episode, ShardWriter, frames_room, shard_name, write_shard
 from data_generation.policy import Policy
 from data_generation.recording import record_episodes
 from data_generation.settings import Settings
 
 NUM_PROBES = 16  # episodes played beforehand to tell how large the dataset will be
+NUM_ROOMS = 3  # of a worker: one is being filled, one written, and one waits, since the disk takes its time unevenly
 FRAMES_PER_PROBE = 64  # frames of each that are compressed to tell how much smaller that makes it
 
 
@@ -78,8 +81,8 @@ def write_shards(settings: Settings, job: Job) -> Counts:
         seconds = _watch(pending, recorded, job)
     except BrokenProcessPool:
         raise ValueError(
-            f"a worker was killed, most likely for want of memory ({num_workers} workers hold two shards each); "
-            "finished shards are kept; run this again with a smaller --n_workers or --episodes_per_shard"
+            f"a worker was killed, most likely for want of memory ({num_workers} workers); finished shards are kept; "
+            "run this again with a smaller --n_workers, or, for a compressed set, --episodes_per_shard"
         ) from None
     except BaseException:
         for process in list(pool._processes.values()):  # the executor has no public way to stop running calls
@@ -113,29 +116,32 @@ class Work:
         return before
 
     def room(self) -> np.ndarray:
-        """Memory for one shard; only what its episodes fill is ever claimed."""
-        num_frames = self.settings.episodes_per_shard * self.settings.n_steps_max
-        return np.empty((num_frames, *self.game.picture_shape), np.uint8)
+        """Memory for the levels that are played side by side; only what their episodes fill is ever claimed."""
+        return frames_room(self.policy.batch_size * self.settings.n_steps_max, self.game.picture_shape)
 
     def groups(self, levels: Sequence[int]) -> Iterator[Sequence[int]]:
         """The levels that the policy plays side by side: by their place in the shard, so never up to the worker."""
         for first in range(0, len(levels), self.policy.batch_size):
             yield levels[first : first + self.policy.batch_size]
 
-    def record(self, shard: Shard, room: np.ndarray) -> list[Episode]:
-        """The shard's episodes, whose frames are views of the room."""
-        episodes: list[Episode] = []
-        num_steps_max, used = self.settings.n_steps_max, 0
-        for levels in self.groups(shard.levels):
-            played = record_episodes(self.game, self.policy, levels, num_steps_max, room[used:])
-            used += (len(played) - 1) * num_steps_max + len(played[-1].frames)
-            episodes += played
-            self.add(episodes=len(played), frames=sum(len(episode.frames) for episode in played))
+    def record(self, levels: Sequence[int], room: np.ndarray) -> list[Episode]:
+        """The levels' episodes, whose frames are views of the room."""
+        episodes = record_episodes(self.game, self.policy, levels, self.settings.n_steps_max, room)
+        self.add(episodes=len(episodes), frames=sum(len(episode.frames) for episode in episodes))
         return episodes
 
-    def write(self, shard: Shard, episodes: Sequence[Episode]) -> None:
-        write_shard(self.settings.folder / shard.file, episodes, compression=self.settings.compression)
-        self.add(shards_written=1)
+    def writer(self, shard: Shard) -> ShardWriter:
+        return ShardWriter(self.settings.folder / shard.file, compression=self.settings.compression)
+
+    def write(self, writer: ShardWriter, episodes: Sequence[Episode], are_last: bool) -> None:
+        """Write some of a shard's episodes, whose frames may be overwritten then; with the last ones the shard ends."""
+        for episode in episodes:
+            if self.settings.compression is not None:
+                episode = episode._replace(frames=episode.frames.copy())
+            writer.add(episode)
+        if are_last:
+            writer.finish()
+            self.add(shards_written=1)
 
 
 _work: Work  # of this worker process
@@ -154,18 +160,23 @@ def _end_with_parent() -> None:
 
 
 def _write_untaken(shards: Sequence[Shard]) -> None:
-    """Write shards that no other worker has taken, each while the next is played: or the disk would be waited for."""
+    """Write shards that no other worker has taken, each group of levels while the next is played."""
     cpu_seconds = time.process_time()
-    rooms, writing = [_work.room(), _work.room()], None
-    with ThreadPoolExecutor(1) as writer:
+    with ThreadPoolExecutor(1) as thread:
+        rooms = [_work.room() for _ in range(NUM_ROOMS)]
+        gc.freeze()  # what is loaded stays: looking through it again and again took 2 % of the time
+        written: deque[Future] = deque()  # of the rooms that are in use, in their order
         while (number := _work.add(shards_begun=1).shards_begun) < len(shards):
-            episodes = _work.record(shards[number], rooms[0])
-            if writing is not None:
-                writing.result()
-            writing = writer.submit(_work.write, shards[number], episodes)
-            rooms.reverse()
-        if writing is not None:
-            writing.result()
+            writer = _work.writer(shards[number])
+            for levels in _work.groups(shards[number].levels):
+                if len(written) == NUM_ROOMS:
+                    written.popleft().result()
+                rooms.append(rooms.pop(0))
+                episodes = _work.record(levels, rooms[-1])
+                are_last = levels[-1] == shards[number].levels[-1]
+                written.append(thread.submit(_work.write, writer, episodes, are_last))
+        for future in written:
+            future.result()
     _work.add(cpu_microseconds=round((time.process_time() - cpu_seconds) * 1e6))
 
 

@@ -12,7 +12,7 @@ LEVELS = (0, 3, 11, 5)
 
 
 class SideBySide(RandomPolicy):
-    """Random buttons on several levels at once; remembers what it was asked."""
+    """Random buttons on several levels at once, but step by step; remembers what it was asked."""
 
     def __init__(self, batch_size: int, num_actions: int = 7, num_steps: int = 300, sticky: float = 0.0):
         super().__init__(num_actions, num_steps, seed=0, sticky=sticky, weights=None)
@@ -20,11 +20,18 @@ class SideBySide(RandomPolicy):
 
     def start(self, levels):
         super().start(levels)
-        self.asked = []
+        self.asked, self._planned = [], iter(super().act([], np.ones(len(levels), bool)))
 
     def act(self, frames, playing):
         self.asked.append(([frame.copy() for frame in frames], playing.copy()))
-        return super().act(frames, playing)
+        return next(self._planned)
+
+
+class AtOnce(SideBySide):
+    """The same buttons, all of them given when it is first asked."""
+
+    def act(self, frames, playing):
+        return np.stack(list(self._planned))
 
 
 def test_levels_played_side_by_side_give_the_episodes_of_levels_played_alone():
@@ -32,6 +39,16 @@ def test_levels_played_side_by_side_give_the_episodes_of_levels_played_alone():
     alone = [record_episodes(GAME, SideBySide(1), [level], 300)[0] for level in LEVELS]
     assert len({len(episode.frames) for episode in together}) > 1, "all ended together; choose other levels"
     for one, other in zip(together, alone, strict=True):
+        assert (one.level_seed, one.end_reason) == (other.level_seed, other.end_reason)
+        for name in ("frames", "actions", "rewards"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_actions_given_at_once_give_the_episodes_of_actions_given_step_by_step(size):
+    game = replace(GAME, image_size=size)
+    at_once = record_episodes(game, AtOnce(4), LEVELS, 120)
+    for one, other in zip(at_once, record_episodes(game, SideBySide(4), LEVELS, 120), strict=True):
         assert (one.level_seed, one.end_reason) == (other.level_seed, other.end_reason)
         for name in ("frames", "actions", "rewards"):
             np.testing.assert_array_equal(getattr(one, name), getattr(other, name))

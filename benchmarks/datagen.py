@@ -9,7 +9,8 @@ with Procgen's default of four threads, given as well, it reaches a third): a ne
 `observe` until the episode ends. The seconds of the generator count from the first level played to the last shard on
 the disk, synchronised; what a command does once (starting Python, loading pictures, playing a few levels to tell the
 size) is a figure of its own. `cpu_ratio` compares the processor time per frame: the ratio where nobody else is at work
-and no disk is waited for.
+and no disk is waited for. `disk_rate` is what the disk takes (frames/s), written by one process alone in the same way
+and synchronised: where the bare simulator is faster than that, the disk limits.
 """
 
 import json
@@ -26,6 +27,7 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks import machine
+from data.direct_file import DirectFile, room
 from data_generation.composition import parse
 from data_generation.environment import procgen
 from data_generation.generate import DEFAULT_CONFIG, read_settings
@@ -33,6 +35,8 @@ from data_generation.settings import Settings
 from data_generation.shards import generate, plan
 
 NUM_TURNS = 5
+DISK_BYTES = 1 << 28  # written to the disk alone, in pieces as large as a typical episode
+DISK_PIECE = 1 << 22
 # Half of the usual shard, so that no process waits long for the last one of a turn.
 DEFAULTS = {"n_instances": "400", "episodes_per_shard": "25", "root_dpath": "data_generation/datasets"}
 
@@ -52,15 +56,16 @@ def main(words: list[str]) -> None:
     config, overrides = parse(words, DEFAULT_CONFIG)
     overrides = DEFAULTS | overrides
     Path(overrides["root_dpath"]).mkdir(parents=True, exist_ok=True)
-    made, bare = [], []
+    made, bare, disk = [], [], []
     with tempfile.TemporaryDirectory(prefix=".benchmark-", dir=overrides["root_dpath"]) as folder:
         settings = read_settings(config, overrides | {"root_dpath": folder})
         for _ in range(NUM_TURNS):
             made.append(generated(settings))
             bare.append(stepped(settings, num_threads=0))
+            disk.append(taken_by_disk(Path(folder)) / (settings.image_size**2 * 3))
     as_documented = stepped(settings, num_threads=4)
     assert len({turn.num_frames for turn in [*made, *bare, as_documented]}) == 1, (made, bare, as_documented)
-    result = report(settings, made, bare, as_documented)
+    result = report(settings, made, bare, as_documented, max(disk))
     print(json.dumps(result | {"machine": machine.describe()}))
 
 
@@ -70,6 +75,21 @@ def generated(settings: Settings) -> Turn:
     in_all = time.perf_counter() - began
     shutil.rmtree(settings.folder)
     return Turn(*counts, in_all)
+
+
+def taken_by_disk(folder: Path) -> float:
+    """Bytes per second that are on the disk at the end, written in the way in which shards are."""
+    data = room(DISK_PIECE, 0)
+    data[:] = np.random.default_rng(0).integers(0, 256, data.size, np.uint8)
+    began = time.perf_counter()
+    file = DirectFile(folder / "disk")
+    for place in range(0, DISK_BYTES, DISK_PIECE):
+        file.write(data, place)
+    file.synchronise()
+    file.close()
+    seconds = time.perf_counter() - began
+    (folder / "disk").unlink()
+    return DISK_BYTES / seconds
 
 
 def stepped(settings: Settings, num_threads: int) -> Turn:
@@ -128,7 +148,7 @@ def _step(levels: Sequence[int], buttons: Sequence[np.ndarray]) -> tuple[int, fl
     return num_frames, time.process_time() - began
 
 
-def report(settings: Settings, made: list[Turn], bare: list[Turn], as_documented: Turn) -> dict:
+def report(settings: Settings, made: list[Turn], bare: list[Turn], as_documented: Turn, disk_rate: float) -> dict:
     """Print the table; the result without the machine."""
     rate, reference = max(turn.rate for turn in made), max(turn.rate for turn in bare)
     cpu = [min(turn.cpu_seconds for turn in turns) / made[0].num_frames for turns in (made, bare)]
@@ -142,9 +162,12 @@ def report(settings: Settings, made: list[Turn], bare: list[Turn], as_documented
         ("bare simulator", reference, f"{1e6 * cpu[1]:8.1f}"),
         ("bare simulator, four threads", as_documented.rate, ""),
         ("written, from the command on", in_all, ""),
+        ("the disk alone", disk_rate, f"{disk_rate * settings.image_size**2 * 3 / 1e6:8,.0f} MB/s"),
     ):
         print(f"  {way:30}{value:10,.0f} frames/s {processor}")
     print(f"  {'ratio':30}{rate / reference:10.3f} {cpu[1] / cpu[0]:17.3f} by processor time")
+    limit = "disk" if settings.compression is None and disk_rate < reference else "processor"
+    print(f"  limited by the {limit}")
     return {
         "name": "datagen",
         "value": round(rate),
@@ -155,6 +178,8 @@ def report(settings: Settings, made: list[Turn], bare: list[Turn], as_documented
         "rates": [round(turn.rate) for turn in made],
         "reference_rates": [round(turn.rate) for turn in bare],
         "reference_with_default_threads": round(as_documented.rate),
+        "disk_rate": round(disk_rate),
+        "limit": limit,
         "rate_with_start": round(in_all),
         "frames": made[0].num_frames,
         "processes": settings.n_workers,

@@ -68,29 +68,54 @@ def game_names() -> list[str]:
     return list(procgen().env.ENV_NAMES)
 
 
+_idle: dict[Game, list] = {}  # of this process: gym3's objects whose level is over
+
+
+def simulator_of(game: Game, level: int):
+    """A new simulator, showing the level's first frame.
+
+    A simulator per level is exact by construction: with `num_levels=1` Procgen can only draw `start_level`. With
+    `num_levels=0` it would ignore it. Making one takes 0.2 ms (its pictures are loaded once per process), gym3's object
+    around it 0.4 ms, as much as ten frames: so that stays, and gets a new simulator inside.
+    """
+    if _idle.get(game):
+        simulator = _idle[game].pop()
+        _exchange(simulator, level)
+        return simulator
+    return procgen().ProcgenGym3Env(
+        num=1,
+        env_name=game.game,
+        distribution_mode=game.distribution_mode,
+        use_backgrounds=game.use_backgrounds,
+        restrict_themes=game.restrict_themes,
+        paint_vel_info=game.paint_vel_info,
+        num_levels=1,
+        start_level=level,
+        rand_seed=0,  # draws only among the one level; null would take it from the system
+        num_threads=0,  # in this thread: three times as fast for one game as handing over to another
+        render_mode=None if game.image_size == NATIVE_SIZE else "rgb_array",
+    )
+
+
+def _exchange(simulator, level: int) -> None:
+    """Close the simulator inside gym3's object and make another, by the calls of gym3's constructor."""
+    library, options = simulator._c_lib, simulator._options | {"start_level": level}
+    converted, simulator._options_keepalives = simulator._convert_options(simulator._ffi, library, options)
+    library.libenv_close(simulator._c_env)
+    simulator._c_env = library.libenv_make(simulator.num, converted[0])
+    library.libenv_set_buffers(simulator._c_env, simulator._c_buffers)
+
+
 class Level:
     """One level of a game, from its first frame to the end of its first episode.
 
-    A new simulator per level costs under a millisecond (its pictures are loaded once per process) and is exact by
-    construction: with `num_levels=1` Procgen can only draw `start_level`. With `num_levels=0` it would ignore it.
     `frame` is the current picture, (H, W, 3) uint8: always the same array, which the next step overwrites.
     """
 
     def __init__(self, game: Game, level: int):
         self._is_native = game.image_size == NATIVE_SIZE
-        self._simulator = simulator = procgen().ProcgenGym3Env(
-            num=1,
-            env_name=game.game,
-            distribution_mode=game.distribution_mode,
-            use_backgrounds=game.use_backgrounds,
-            restrict_themes=game.restrict_themes,
-            paint_vel_info=game.paint_vel_info,
-            num_levels=1,
-            start_level=level,
-            rand_seed=0,  # draws only among the one level; null would take it from the system
-            num_threads=0,  # in this thread: three times as fast for one game as handing over to another
-            render_mode=None if self._is_native else "rgb_array",
-        )
+        self._game = game
+        self._simulator = simulator = simulator_of(game, level)
         # The arrays that the simulator itself reads and writes: gym3's `act` and `observe` copy them at every step,
         # which takes a tenth of the time (`reuse_arrays` would spare half of that, but Procgen does not pass it on).
         self._pressed = memoryview(simulator._ac["action"])
@@ -134,7 +159,8 @@ class Level:
         return bool(self._simulator.get_info()[0]["prev_level_complete"])
 
     def close(self) -> None:
-        self._simulator.close()
+        """Nothing of the level, its `frame` included, is to be used any more."""
+        _idle.setdefault(self._game, []).append(self._simulator)
 
     def _scale(self) -> None:
         picture = Image.fromarray(self._simulator.get_info()[0]["rgb"])

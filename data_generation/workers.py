@@ -133,8 +133,15 @@ class Work:
     def writer(self, shard: Shard) -> ShardWriter:
         return ShardWriter(self.settings.folder / shard.file, compression=self.settings.compression)
 
-    def write(self, writer: ShardWriter, episodes: Sequence[Episode], are_last: bool) -> None:
-        """Write some of a shard's episodes, whose frames may be overwritten then; with the last ones the shard ends."""
+    def write(
+        self, writer: ShardWriter, episodes: Sequence[Episode], are_last: bool, before: Future | None = None
+    ) -> None:
+        """Write some of a shard's episodes, whose frames may be overwritten then; with the last ones the shard ends.
+
+        before: the writing before this one. Where it failed this one fails as well: the disk is full for both.
+        """
+        if before is not None:
+            before.result()
         for episode in episodes:
             if self.settings.compression is not None:
                 episode = episode._replace(frames=episode.frames.copy())
@@ -165,6 +172,7 @@ def _write_untaken(shards: Sequence[Shard]) -> None:
     with ThreadPoolExecutor(1) as thread:
         rooms = [_work.room() for _ in range(NUM_ROOMS)]
         gc.freeze()  # what is loaded stays: looking through it again and again took 2 % of the time
+        last: Future | None = None
         written: deque[Future] = deque()  # of the rooms that are in use, in their order
         while (number := _work.add(shards_begun=1).shards_begun) < len(shards):
             writer = _work.writer(shards[number])
@@ -174,7 +182,8 @@ def _write_untaken(shards: Sequence[Shard]) -> None:
                 rooms.append(rooms.pop(0))
                 episodes = _work.record(levels, rooms[-1])
                 are_last = levels[-1] == shards[number].levels[-1]
-                written.append(thread.submit(_work.write, writer, episodes, are_last))
+                last = thread.submit(_work.write, writer, episodes, are_last, last)
+                written.append(last)
         for future in written:
             future.result()
     _work.add(cpu_microseconds=round((time.process_time() - cpu_seconds) * 1e6))

@@ -3,18 +3,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from data_generation.environment import ACTION_SETS, PROCGEN_BUTTONS, Game, Level, procgen
+from data_generation.environment import ACTION_SETS, PROCGEN_BUTTONS, Game, Level, game_names, procgen
 from data_generation.policy import RandomPolicy
 from data_generation.recording import record_episodes
 
 GAME = Game("coinrun", "hard", True, False, False, "coinrun7", 64)
 
 
-def fresh_simulator(level: int):
+def fresh_simulator(level: int, game: str = "coinrun"):
     """Procgen as its own documentation starts it, with other seeds and threads than ours."""
     return procgen().ProcgenGym3Env(
         num=1,
-        env_name="coinrun",
+        env_name=game,
         distribution_mode="hard",
         num_levels=1,
         start_level=level,
@@ -56,6 +56,21 @@ def test_a_level_is_the_same_whatever_was_played_before():
         again = record(level)
         np.testing.assert_array_equal(again.frames, together[level].frames)
         np.testing.assert_array_equal(again.actions, together[level].actions)
+
+
+@pytest.mark.parametrize("game", game_names())
+def test_a_level_after_another_is_the_one_of_a_new_simulator(game):
+    played = replace(GAME, game=game, action_set="procgen15")
+    before = Level(played, 2)
+    before.play([7] * 30, np.empty((30, 64, 64, 3), np.uint8))
+    before.close()
+    level, new = Level(played, 5), fresh_simulator(5, game)
+    for action in (7, 8, 4, 1, 9, 14, 7, 7, 7):
+        np.testing.assert_array_equal(level.frame, new.observe()[1]["rgb"][0])
+        new.act(np.array([action]))
+        reward, is_first = new.observe()[0][0], new.observe()[2][0]
+        assert level.step(action) == (reward, is_first)
+        assert level.was_completed() == new.get_info()[0]["prev_level_complete"]
 
 
 def test_replaying_the_stored_actions_in_another_simulator_gives_the_stored_frames_and_rewards():

@@ -19,8 +19,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from benchmarks import machine, train_step
-from data.clips import Clip
+from benchmarks import machine, rates, step_inputs, train_step
 from models import pretrained
 from models.interfaces import Sampling
 from models.session import Session
@@ -58,7 +57,7 @@ def load(weights: str | None, config: str, words: list[str]) -> nn.Module:
     if weights is not None:
         return pretrained.load(weights)
     cfg: DictConfig = command_line.compose(command_line.parse([f"--config={config}", *words]))
-    return train_step.build(cfg)
+    return step_inputs.build(cfg)
 
 
 # ------------------------------------------------------------------------------------------------------------ measuring
@@ -77,7 +76,7 @@ def measure(
     session, actions = begin(world, batch, sampling, window, device)
     next_step(session, actions)  # warms up
     flops = train_step.count_flops(lambda: next_step(session, actions))
-    rate = train_step.matmul_rate(train_step.largest_layer(world), clip_of(batch, device), device)
+    rate = rates.matmul_rate(train_step.largest_layer(world), batch * num_tokens(world), device)
     early = []
     for _ in range(num_samples):
         session, actions = begin(world, batch, sampling, window, device)
@@ -88,7 +87,7 @@ def measure(
         next_step(session, actions)
     at = session.num_frames + 1
     late = [timed_step(session, actions, device) for _ in range(num_samples)]
-    history = torch.randint(world.tokenizer.codebook_size, (batch, window, *grid_of(world)), device=device)
+    history = torch.randint(world.tokenizer.codebook_size, (batch, window, *world.tokenizer.grid), device=device)
     full = [timed_recomputation(world, history, sampling, device) for _ in range(max(3, num_samples // 10))]
     common = {"batch": batch, "floor_ms": 1e3 * flops / rate, "gflop": flops / 1e9}
     return [
@@ -116,7 +115,7 @@ def next_step(session: Session, actions: Iterator[Tensor]) -> Tensor:
 
 def timed_step(session: Session, actions: Iterator[Tensor], device: torch.device) -> float:
     action = next(actions)
-    return train_step.timed(lambda: session.step(action), device)[1]
+    return rates.timed(lambda: session.step(action), device)[1]
 
 
 def timed_recomputation(world: nn.Module, history: Tensor, sampling: Sampling, device: torch.device) -> float:
@@ -129,7 +128,7 @@ def timed_recomputation(world: nn.Module, history: Tensor, sampling: Sampling, d
         new = world.dynamics.sample(history, vectors, num_new=1, sampling=sampling, seeds=seeds)
         return world.tokenizer.decode(torch.cat([history[:, 1:], new], dim=1))[:, -1]
 
-    return train_step.timed(recompute, device)[1]
+    return rates.timed(recompute, device)[1]
 
 
 def check_same_tokens(world: nn.Module, sampling: Sampling, window: int, device: torch.device) -> None:
@@ -154,13 +153,10 @@ def spread(seconds: list[float], batch: int) -> dict[str, float]:
     return {"p50_ms": 1e3 * middle, "p99_ms": 1e3 * slow, "frames_per_second": batch / np.mean(seconds)}
 
 
-def grid_of(world: nn.Module) -> tuple[int, int]:
-    return world.tokenizer.grid
-
-
-def clip_of(batch: int, device: torch.device) -> Clip:
-    """One frame a clip: the number of tokens that a step multiplies."""
-    return Clip(frames=torch.empty(batch, 1, device=device), actions=None)
+def num_tokens(world: nn.Module) -> int:
+    """Tokens of a frame."""
+    height, width = world.tokenizer.grid
+    return height * width
 
 
 # -------------------------------------------------------------------------------------------------------------- showing

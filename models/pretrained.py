@@ -32,8 +32,13 @@ def save_weights(module: nn.Module, fpath: Path, *, config: dict, metadata: dict
     config: the resolved `network` node. metadata: JSON-able facts that go into the header (step, seconds, hashes, …).
     A frozen tokenizer inside a world is left out; put its `content_hash` into metadata as "tokenizer_hash".
     """
+    write_state(trainable_state(module), fpath, config=config, metadata=metadata)
+
+
+def write_state(state: dict[str, Tensor], fpath: Path, *, config: dict, metadata: dict | None = None) -> None:
+    """Write tensors that were collected before as `save_weights` writes a module's."""
     fpath = Path(fpath)
-    state = {name: value.detach().cpu().contiguous() for name, value in trainable_state(module).items()}
+    state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     header = {"format": FORMAT, "config": config, "metadata": metadata or {}}
     fpath.parent.mkdir(parents=True, exist_ok=True)
     partial = fpath.with_name(f".{fpath.name}.{os.getpid()}.partial")

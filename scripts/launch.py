@@ -9,14 +9,33 @@ import logging
 import os
 import runpy
 import shutil
+import signal
 import sys
+import threading
 from pathlib import Path
+
+import psutil
 
 
 def is_python(script: Path) -> bool:
     """Whether a console script is Python; behind a path with spaces, pip writes one that starts as a shell script."""
     first, _, rest = script.read_bytes().partition(b"\n")
     return first.startswith(b"#!") and (b"python" in first or rest.startswith(b"'''exec'"))
+
+
+def hand_on_usr1() -> None:
+    """Give SIGUSR1, of which launchers know nothing, to the processes that they start: trainings save and end.
+
+    It stays blocked for those too until they listen, so that one that comes while they start is not lost.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+    threading.Thread(target=_hand_on_usr1, daemon=True).start()
+
+
+def _hand_on_usr1() -> None:
+    while signal.sigwait([signal.SIGUSR1]):
+        for process in psutil.Process().children(recursive=True):
+            process.send_signal(signal.SIGUSR1)
 
 
 def main(words: list[str]) -> int:
@@ -29,6 +48,7 @@ def main(words: list[str]) -> int:
     if not os.environ.get("LAMP_TRACEBACK"):
         logging.disable(logging.ERROR)  # here only; the processes keep their own
     sys.argv = [found, *words[1:]]
+    hand_on_usr1()
     try:
         runpy.run_path(found, run_name="__main__")
     except KeyboardInterrupt:

@@ -1,7 +1,7 @@
 """A moving average of the weights: smoother than the last step's, used for validation and by everything that loads."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ class MovingAverage:
         self.parameters = parameters
         self.decay = decay
         self.average = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        self.set_aside: dict[str, Tensor] | None = None  # the weights, while the parameters hold the average
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -27,14 +28,21 @@ class MovingAverage:
         copy_into(self.average, average)
 
     @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """Inside, the module's parameters hold the average; afterwards the weights are what they were."""
-        weights = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
-        copy_into(self.parameters, self.average)
+    def in_place(self, lock: AbstractContextManager | None = None) -> Iterator[None]:
+        """Inside, the module's parameters hold the average; afterwards the weights are what they were.
+
+        lock: held while the two change places, so that another thread which has it finds all weights in one of them.
+        """
+        lock = lock or nullcontext()
+        with lock:
+            self.set_aside = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+            copy_into(self.parameters, self.average)
         try:
             yield
         finally:
-            copy_into(self.parameters, weights)
+            with lock:
+                copy_into(self.parameters, self.set_aside)
+                self.set_aside = None
 
 
 @torch.no_grad()

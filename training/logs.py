@@ -44,6 +44,23 @@ class Averages:
             self.sums[name] = self.sums[name] + value if name in self.sums else value
             self.counts[name] += 1
 
+    def copy(self) -> "Averages":
+        """As it is now; adding to this one does not change the copy."""
+        other = Averages()
+        other.sums, other.counts = dict(self.sums), Counter(self.counts)
+        return other
+
+    def state_dict(self) -> dict[str, tuple[float, int]]:
+        """Sum and count of each scalar. Waits for the device."""
+        if not self.sums:
+            return {}
+        sums = torch.stack(list(self.sums.values())).tolist()
+        return {name: (value, self.counts[name]) for name, value in zip(self.sums, sums, strict=True)}
+
+    def load_state_dict(self, state: dict[str, tuple[float, int]], device: torch.device) -> None:
+        self.sums = {name: torch.tensor(value, device=device) for name, (value, _) in state.items()}
+        self.counts = Counter({name: count for name, (_, count) in state.items()})
+
     def read(self, accelerator: Accelerator | None = None) -> dict[str, float]:
         """The means; with an accelerator over all processes, which must then all call this. Waits for the device."""
         if not self.sums:

@@ -68,6 +68,11 @@ def closing(run: "Trainer", signal_number: int) -> str:
     return f"{best}weights in {saved}; evaluate with: {command(run, mode, weights)}"
 
 
+def exit_code(signal_number: int) -> int:
+    """Of a training that saved because of a signal: as shells have it for Ctrl-C, success for what clusters send."""
+    return 130 if signal_number == signal.SIGINT else 0
+
+
 def command(run: "Trainer", *words: str) -> str:
     """The command that was typed, with these words in place of those for the same keys."""
     typed = [f"--config={run.cfg.model}.yaml", f"--name={run.cfg.name}"]

@@ -101,6 +101,7 @@ class TrainSettings(Settings):
     num_validation_clips: int
     sample_num_frames: int
     save_model_every: int
+    async_save: bool
     keep_last: int | None
     keep_every: int | None
     keep_best: str | None

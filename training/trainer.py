@@ -1,10 +1,9 @@
 """The training loop: it knows parts, an objective and clips, but no kinds of models."""
 
-import signal
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from accelerate.utils import set_seed
 from omegaconf import DictConfig, OmegaConf
@@ -16,7 +15,9 @@ from training import checkpoint, messages, optimizers, record, tokenization
 from training.alarm import CollapseAlarm
 from training.logs import Averages, Progress, RunLog, Stretch, duration
 from training.objectives import MODEL, Objective, Part, one_loss
-from training.processes import Agreement, FiniteGuard, Interrupts
+from training.processes import Agreement, Board, FiniteGuard, Interrupts
+from training.rescue import Rescue
+from training.saving import Saver
 from training.schedules import Schedule
 from training.scorers import chunk_of, sampling_of
 from training.settings import EvalSettings, ScheduleSettings, TokenizeSettings, TrainSettings
@@ -54,6 +55,7 @@ class Trainer:
 
         self.accelerator = make_accelerator(settings)
         self.agreement = Agreement(self.accelerator)
+        self.board = Board(self.accelerator)
         set_seed(settings.seed)  # every process starts from the same weights …
         self.config = OmegaConf.to_container(cfg.network, resolve=True)
         tokenizer = self.config.get("tokenizer")  # the frozen one of a world
@@ -81,9 +83,9 @@ class Trainer:
         self.state = TrainingState(self.accelerator, parts, self.accelerator.unwrap_model(module), settings.ema_decay)
         self.guard = FiniteGuard(self.accelerator, self.agreement)
         self.alarm = CollapseAlarm(settings.collapse_alarm_steps)
-        self.saved_step: int | None = None
+        self.saver = Saver(self)
         if self.start_dpath is not None:
-            self._restore(self.start_dpath)
+            self.saver.restore(self.start_dpath)
 
     @property
     def clips_per_step(self) -> int:
@@ -96,6 +98,11 @@ class Trainer:
         by_clock = 0.0 if budget is None else self.state.elapsed / budget
         return min(1.0, max(self.state.step / self.settings.num_train_steps, by_clock))
 
+    @property
+    def averages(self) -> Averages:
+        """Scalars since the last log line."""
+        return self.state.window
+
     # ------------------------------------------------------------------------------------------------------- the loop
 
     def run(self) -> None:
@@ -106,15 +113,16 @@ class Trainer:
         self._open_run_folder()
         self.shown = Progress(self.state.step, self.settings.num_train_steps, shown=self.accelerator.is_main_process)
         try:
-            with Interrupts() as interrupts:
-                signal_number = self._loop(interrupts)
+            with Interrupts() as interrupts, Rescue(self, interrupts) as rescue:
+                signal_number = self._loop(interrupts, rescue)
         finally:
+            self.saver.join()
             self.shown.close()
             if self.log is not None:
                 self.log.close()
         self._finish(signal_number)
 
-    def _loop(self, interrupts: Interrupts) -> int:
+    def _loop(self, interrupts: Interrupts, rescue: Rescue) -> int:
         """Train until the end or a signal; returns the signal's number or 0."""
         batches = training_batches(
             self.dataset,
@@ -129,23 +137,36 @@ class Trainer:
         for part in self.state.parts.values():
             part.module.train()
         began = time.monotonic() - self.state.elapsed
-        self.averages, self.stretch = Averages(), Stretch()
+        self.stretch = Stretch()
         self.first_step = self.state.step
+        self.state.remember()
+        self._catch_up()
         signal_number = 0
         while self.progress < 1 and not signal_number:
             self._train_step(batches)
             self.state.elapsed, signal_number = self._agree(time.monotonic() - began, interrupts.received)
-            self._after_step()
+            self._after_step(is_last=bool(signal_number))
         self.guard.check()
         if not signal_number and self.state.step % self.settings.validate_every:
             self._validate()
-        self._save()
+        rescue.stand_down()
+        self.saver.save()
+        self.saver.wait()
         return signal_number
+
+    def _catch_up(self) -> None:
+        """What an unbroken run has done after its last step, but one that was told to stop there had no time for."""
+        step = self.state.step
+        if self.averages.sums and step % self.settings.log_every == 0:
+            self._log()
+        if step and step % self.settings.validate_every == 0 and self.state.validated != step:
+            self._validate()
 
     def _agree(self, seconds: float, signal_number: int) -> tuple[float, int]:
         """The main process's clock and any process's signal: both decide when all of them stop."""
         own_clock = seconds if self.accelerator.is_main_process else 0.0
-        seconds, number = self.agreement.largest(own_clock, signal_number)
+        seconds, number, failed = self.agreement.largest(own_clock, signal_number, self.saver.has_failed)
+        self.saver.check(failed)
         return seconds, int(number)
 
     def _train_step(self, batches) -> None:
@@ -153,22 +174,24 @@ class Trainer:
         modules = [part.module for part in self.state.parts.values()]
         for part in self.state.parts.values():
             part.schedule.apply(self.state.step, self.progress)
-        for _ in range(self.settings.grad_accum):
-            with self.stretch.waiting():
-                clip = next(batches)
-            clip = clip.to(self.accelerator.device)
-            with self.accelerator.accumulate(*modules):  # decides when gradients are shared
-                self._micro_step(clip)
-        self.state.advance(self.clips_per_step)
+        with ExitStack() as update:
+            for _ in range(self.settings.grad_accum):
+                with self.stretch.waiting():
+                    clip = next(batches)
+                clip = clip.to(self.accelerator.device)
+                with self.accelerator.accumulate(*modules):  # decides when gradients are shared
+                    self._micro_step(clip, update)
+            self.state.advance(self.clips_per_step)
         self.stretch.steps += 1
 
-    def _micro_step(self, clip) -> None:
+    def _micro_step(self, clip, update: ExitStack) -> None:
         for name, output in self.objective(self.state.parts, clip, self.state.step):
             part = self.state.parts[name]
             prefix = "train" if name == MODEL else f"train/{name}"
             self.averages.add({f"{prefix}/{key}": value for key, value in {"loss": output.loss, **output.logs}.items()})
             self.accelerator.backward(output.loss)
             if self.accelerator.sync_gradients:
+                update.enter_context(self.state.lock)  # until here a step can be dropped, from here it is finished
                 grad_norm = self.accelerator.clip_grad_norm_(part.module.parameters(), self.max_grad_norm)
                 self.averages.add({f"{prefix}/grad_norm": grad_norm})
                 # The norm covers all micro-batches and processes, the loss what cuts its gradient off.
@@ -176,7 +199,8 @@ class Trainer:
             part.optimizer.step()
             part.optimizer.zero_grad()
 
-    def _after_step(self) -> None:
+    def _after_step(self, *, is_last: bool) -> None:
+        """is_last: a signal ends the training, so that what takes time is left to the run that goes on."""
         step, settings = self.state.step, self.settings
         self.shown.step()
         if step == self.first_step + ESTIMATE_AFTER_STEPS:
@@ -186,13 +210,15 @@ class Trainer:
             self._log()
         elif self.shown.is_due:
             self._show(self.averages.read())
+        if is_last:
+            return
         with self.stretch.pausing():
             if step % settings.validate_every == 0:
                 self.guard.check()
                 self._validate()
             if step % settings.save_model_every == 0:
                 self.guard.check()
-                self._save()
+                self.saver.save()
 
     # ------------------------------------------------------------------------------------------------ what people see
 
@@ -213,7 +239,8 @@ class Trainer:
             self._show(means)
             for warning in self.alarm.warnings(self.state.step, means):
                 self.shown.say(warning)
-        self.averages, self.stretch = Averages(), Stretch()
+        self.state.window, self.stretch = Averages(), Stretch()
+        self.state.remember()
 
     def _show(self, means: dict[str, float]) -> None:
         self.shown.show(
@@ -241,17 +268,19 @@ class Trainer:
             if self.accelerator.is_main_process:
                 pictures = write_samples(state.model, *common, self.rolling, folder)
         loss = scores["validation/loss"]
-        self._compare_with_best(scores)
         if self.log is not None:
             self.log.scalars(state.step, state.elapsed, scores)
             self.log.pictures(state.step, pictures)
+        state.validated = state.step
+        self._compare_with_best(scores)
         self.shown.say(f"step {state.step}  validation loss {loss:.4f}" + (f"  {pictures[0]}" if pictures else ""))
         self.accelerator.wait_for_everyone()
 
     def _compare_with_best(self, scores: dict[str, float]) -> None:
         name = self.settings.keep_best or "loss"
         if f"validation/{name}" not in scores:
-            self._save()
+            self.saver.save()
+            self.saver.wait()
             known = ", ".join(key.removeprefix("validation/") for key in scores)
             raise ValueError(f"train.keep_best={name} is not among the validation scores: {known}")
         value = scores[f"validation/{name}"]
@@ -259,7 +288,7 @@ class Trainer:
         if best is None or best[2] != name or is_better(name, value, best[0]):
             self.state.best = (value, self.state.step, name)
             if self.settings.keep_best is not None:
-                self._save()
+                self.saver.save()
 
     def _open_run_folder(self) -> None:
         self.accelerator.wait_for_everyone()  # all processes have seen the folder as it was
@@ -283,65 +312,13 @@ class Trainer:
             print(messages.opening(self), flush=True)
         self.accelerator.wait_for_everyone()
 
-    # ----------------------------------------------------------------------------------------------------- checkpoints
-
-    def _save(self) -> None:
-        if self.state.step == self.saved_step or not self.state.step:
-            return
-        state = self.state.state_dict()
-        if self.accelerator.is_main_process:
-
-            def write_weights(fpath: Path) -> None:
-                self.state.write_weights(fpath, self.config, self._metadata())
-
-            saved = checkpoint.save(self.run_dpath, self.state.step, write_weights, state, self._keep())
-            self.shown.say(f"step {self.state.step}  saved {saved}")
-        self.saved_step = self.state.step
-        self.accelerator.wait_for_everyone()
-
-    def _keep(self) -> checkpoint.Keep:
-        settings, best = self.settings, self.state.best
-        is_wanted = settings.keep_best is not None and best is not None
-        return checkpoint.Keep(settings.keep_last, settings.keep_every, best[1] if is_wanted else None)
-
-    def _metadata(self) -> dict[str, Any]:
-        """Facts for the header of the weight file."""
-        facts = {
-            "model": self.cfg.model,
-            "name": self.cfg.name,
-            "step": self.state.step,
-            "train_seconds": round(self.state.elapsed, 1),
-            "dataset_name": self.settings.dataset_name,
-            "finished": self.progress >= 1,
-        }
-        return facts if self.tokenizer_hash is None else facts | {"tokenizer_hash": self.tokenizer_hash}
-
-    def _restore(self, step_dpath: Path) -> None:
-        saved = checkpoint.load_state(step_dpath)
-        self._check_tokenizer(step_dpath)
-        load_weights(self.state.model, step_dpath, self.config, "train.resume_ckpt")
-        self.state.load_state_dict(saved)
-        if step_dpath.parent.resolve() == self.run_dpath.resolve():
-            self.saved_step = self.state.step
-        else:
-            self.state.log_run_id = None  # a branch is a run of its own
-
-    def _check_tokenizer(self, step_dpath: Path) -> None:
-        """Tokens of another tokenizer mean something else: raises ValueError where the checkpoint knew another one."""
-        before = pretrained.read_header(step_dpath)["metadata"].get("tokenizer_hash")
-        if before != self.tokenizer_hash:
-            raise ValueError(
-                f"tokenizer_fpath={self.tokenizer_fpath} is not the tokenizer that {step_dpath} was trained with; "
-                f"set --tokenizer_fpath={step_dpath.parent / pretrained.TOKENIZER}, or start anew with --name="
-            )
-
     # --------------------------------------------------------------------------------------------------------- the end
 
     def _finish(self, signal_number: int) -> None:
         self._print(messages.closing(self, signal_number))
         self.accelerator.end_training()
         if signal_number:
-            sys.exit(130 if signal_number == signal.SIGINT else 0)
+            sys.exit(messages.exit_code(signal_number))
 
     def _print(self, text: str) -> None:
         if self.accelerator.is_main_process:

@@ -58,7 +58,7 @@ class Board:
             self._store.set(name, pickle.dumps(note))
 
     def read(self, name: str) -> Any:
-        """The note of this name, or None. Raises RuntimeError once the main process is gone."""
+        """The note of this name, or None. Raises torch.distributed.DistError once the main process is gone."""
         if self._store is None:
             return self._own.get(name)
         return pickle.loads(self._store.get(name)) if self._store.check([name]) else None
@@ -144,6 +144,10 @@ class Interrupts(AbstractContextManager):
             signal.signal(number, handler)
         self._ear.close()
         self._mouth.close()
+
+    def wake(self) -> None:
+        """End the waiting in `heard`."""
+        self._mouth.send(b"\0")
 
     def heard(self, seconds: float) -> int:
         """Wait so long for a signal, from any thread and whatever the main thread does; its number or 0."""

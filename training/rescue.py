@@ -16,6 +16,8 @@ import traceback
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
+import torch.distributed as dist
+
 from training import messages
 from training.processes import Interrupts
 from training.saving import beside
@@ -47,6 +49,7 @@ class Rescue(AbstractContextManager):
     def __exit__(self, *exception) -> None:
         if not self._is_leaving:  # else whatever happened here came of processes that are leaving already
             self._is_over.set()
+            self.interrupts.wake()
         self._thread.join()
 
     def stand_down(self) -> None:
@@ -55,13 +58,20 @@ class Rescue(AbstractContextManager):
             self._is_over.set()
 
     def _watch(self) -> None:
+        try:
+            self._watch_on()
+        except dist.DistError:  # the main process is gone
+            if self._is_leaving:
+                _end(1)
+
+    def _watch_on(self) -> None:
         number, since = 0, 0.0
         while not self._is_over.is_set():
             number = number or self._listen()
             since = since or (time.monotonic() if number else 0.0)
             if not self.run.accelerator.is_main_process:
-                if (step := self.board.read("drop")) is not None:
-                    self._leave_with_main(step)
+                if (key := self.board.read("drop")) is not None:
+                    self._leave_with_main(key)
             elif number and time.monotonic() - since > PATIENCE_SECONDS:
                 self._save_and_leave(number)
                 return
@@ -82,11 +92,12 @@ class Rescue(AbstractContextManager):
                 return
             moment = self.run.state.moments[-1]
             self._is_leaving = True
-            self.board.pin("drop", moment.step)
+            self.board.pin("drop", moment.key)
             self._hand_over(moment)
-            own_states = self.board.read_of_all(f"state-{moment.step}", ANSWER_SECONDS)
+            own_states = self.board.read_of_all(f"state-{moment.key}", ANSWER_SECONDS)
             if own_states is None:
                 self._is_leaving = False
+                self.board.pin("drop", None)
                 return
             code = self._save(own_states, moment, number)
             self.board.pin("leave", code)
@@ -110,23 +121,24 @@ class Rescue(AbstractContextManager):
             traceback.print_exc()
             return 1
 
-    def _leave_with_main(self, step: int) -> None:
+    def _leave_with_main(self, key: str) -> None:
         self._is_leaving = True
-        code = None
-        while code is None:
+        while (code := self.board.read("leave")) is None:
+            if self.board.read("drop") is None:
+                self._is_leaving = False
+                return
             with self.run.state.lock:
-                moment = next((moment for moment in self.run.state.moments if moment.step == step), None)
+                moment = next((moment for moment in reversed(self.run.state.moments) if moment.key == key), None)
             if moment is not None:
                 self._hand_over(moment)
-            time.sleep(POLL_SECONDS / 5)
-            code = self.board.read("leave")
+            time.sleep(POLL_SECONDS)
         self.board.pin(f"left/{self.board.rank}", True)
         _end(code)
 
     def _hand_over(self, moment: Moment) -> None:
         with beside(self.run.accelerator.device, moment.ready):
             own_state = moment.own_state()
-        self.board.pin(f"state-{moment.step}/{self.board.rank}", own_state)
+        self.board.pin(f"state-{moment.key}/{self.board.rank}", own_state)
 
 
 def _end(code: int) -> None:

@@ -27,6 +27,11 @@ class Moment(NamedTuple):
     touched: dict[str, Tensor]  # what forward passes write into; empty where this process does not save
     ready: torch.cuda.Event | None  # reached once the device has done the update before
 
+    @property
+    def key(self) -> str:
+        """What the moments of all processes between the same two steps have in common."""
+        return f"{self.step}-{'unlogged' if self.window.sums else 'logged'}"
+
     def own_state(self) -> dict[str, Any]:
         """This process's share of a checkpoint, in types that `weights_only` reads back."""
         return {"random": self.random, "window": self.window.state_dict()}
@@ -62,8 +67,9 @@ class TrainingState:
         self.log_run_id: str | None = None
         # Held while weights, optimizers or counters change: who has it may copy them from another thread.
         self.lock = threading.RLock()
-        # Two: another process may be a step ahead of the main one, which decides what is saved.
-        self.moments: deque[Moment] = deque(maxlen=2)
+        # The last few, newest last: another process may be ahead of the main one, which decides what is saved, by the
+        # log line and the checkpoint after a step and the update of the next.
+        self.moments: deque[Moment] = deque(maxlen=4)
         self._written = written_by_passes(model)
 
     def advance(self, num_clips: int) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.training.workers.forked import Forked
+from tests.training.workers.forked import Forked, start_two
 from tests.training.workers.tiny import configure
 from training import checkpoint
 
@@ -58,8 +58,8 @@ def assert_same_run(first: Path, second: Path, step: int = STEPS) -> None:
     assert_same_tree(load_file(first / name / checkpoint.WEIGHTS), load_file(second / name / checkpoint.WEIGHTS))
     assert_same_tree(checkpoint.load_state(first / name), checkpoint.load_state(second / name))
     assert read_metrics(first) == read_metrics(second)
-    for pointer in (checkpoint.LATEST, checkpoint.BEST):
-        assert (first / pointer).read_text() == (second / pointer).read_text()
+    pointers = [[(path.name, path.read_text()) for path in sorted(run.glob("[bl]*est"))] for run in (first, second)]
+    assert pointers[0] == pointers[1]
     assert [path.name for path in checkpoint.list_steps(first)] == [path.name for path in checkpoint.list_steps(second)]
 
 
@@ -116,3 +116,22 @@ def test_a_signal_in_an_endless_step_drops_it_and_loses_nothing(tmp_path, number
     process = Forked(tmp_path, kind, *words)
     assert process.wait() == unbroken.wait() == 0, process.output + unbroken.output
     assert_same_run(run_folder(tmp_path, kind, "unbroken"), folder)
+
+
+def test_two_processes_drop_an_endless_step_together_and_lose_nothing(tmp_path):
+    kind, stuck = "noisy_line", tmp_path / "stuck"
+    words = ["train__num_train_steps=6", "train__grad_accum=2", "train__log_every=2", "train__keep_last=1"]
+    configure(kind, tmp_path)
+    unbroken = start_two(tmp_path, kind, *words, "name=unbroken")
+    words += ["name=stopped", "train__resume_ckpt=auto", "patience=0.2"]
+    folder = run_folder(tmp_path, kind, "stopped")
+    for step, stuck_rank in ((2, 1), (3, 0)):  # the one that hears the signal waits for the other's gradients
+        pair = start_two(tmp_path, kind, *words, f"stuck_step={step}", f"stuck_rank={stuck_rank}")
+        pair[0].wait_until(stuck.exists)
+        pair[1 - stuck_rank].kill(signal.SIGUSR1)
+        assert [process.wait(seconds=30) for process in pair] == [0, 0], pair[0].output + pair[1].output
+        assert last_step(folder) == step and f"stopped by SIGUSR1 at step {step}" in pair[0].output
+        stuck.unlink()
+    pair = start_two(tmp_path, kind, *words)
+    assert [process.wait() for process in pair + unbroken] == [0] * 4, pair[0].output + pair[1].output
+    assert_same_run(run_folder(tmp_path, kind, "unbroken"), folder, step=6)

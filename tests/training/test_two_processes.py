@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.utils import set_seed
 from safetensors.torch import load_file
 
 from tests.training.workers import tiny
 from tests.training.workers.launch import launch
 from tests.training.workers.tiny import configure
+from training.checkpoint import load_state
 from training.trainer import train
 
 COMMON = {"linear": True, "train__num_train_steps": 3, "optimizer__max_grad_norm": 0.05, "train__validate_every": 3}
@@ -27,8 +29,9 @@ def trained_twice(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("two")
     for kind in tiny.KINDS:  # data and the frozen tokenizer are written before two processes look for them
         configure(kind, root)
+    train(configure("genie_redux_guided", root, name="one", **COMMON, train__batch_size=8))
     words = [f"{key}={value}" for key, value in COMMON.items()]
-    done = launch_two(root, *tiny.KINDS, *words, "train__batch_size=2", "train__grad_accum=2")
+    done = launch_two(root, *tiny.KINDS, "from_one", *words, "train__batch_size=2", "train__grad_accum=2")
     assert done.returncode == 0, done.stdout
     return root
 
@@ -53,22 +56,26 @@ def read_metrics(run_dpath: Path) -> list[dict]:
     return [json.loads(line) for line in (run_dpath / "logs" / "metrics.jsonl").open()]
 
 
-def test_a_run_of_two_processes_goes_on_with_one(trained_twice):
+def test_a_run_of_two_processes_goes_on_with_one_and_of_one_with_two(trained_twice):
     runs = trained_twice / "runs" / "genie_redux_guided"
     longer = COMMON | {"train__num_train_steps": 5, "train__batch_size": 8}
     train(configure("genie_redux_guided", trained_twice, name="all-one", **longer))
-    train(
-        configure(
-            "genie_redux_guided",
-            trained_twice,
-            name="gone-on",
-            **longer,
-            train__resume_ckpt=runs / "genie_redux_guided",
-        )
-    )
-    one, two = (load_file(runs / name / "step-00000005" / "model.safetensors") for name in ("all-one", "gone-on"))
-    for name, value in one.items():
-        torch.testing.assert_close(two[name], value, rtol=1e-5, atol=1e-6)
+    two = runs / "genie_redux_guided"
+    train(configure("genie_redux_guided", trained_twice, name="from-two", **longer, train__resume_ckpt=two))
+    for name in ("from-two", "from-one"):
+        unbroken, gone_on = (load_file(runs / run / "step-00000005" / "model.safetensors") for run in ("all-one", name))
+        for key, value in unbroken.items():
+            torch.testing.assert_close(gone_on[key], value, rtol=1e-5, atol=1e-6)
+        state = load_state(runs / name / "step-00000005")
+        assert state["clips_consumed"] == 5 * 8
+
+
+def test_a_process_goes_on_with_its_random_state_and_a_new_one_begins_its_own(trained_twice):
+    saved = load_state(trained_twice / "runs" / "genie_redux_guided" / "one" / "step-00000003")["random"]
+    first, second = (torch.load(trained_twice / f"random-rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert len(saved) == 1 and torch.equal(first["torch"], saved[0]["torch"])
+    set_seed(0 + 1_000_003 * 3 + 1)  # seed, step and rank
+    assert torch.equal(second["torch"], torch.get_rng_state())
 
 
 @pytest.mark.parametrize("kind", tiny.KINDS)

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,17 +11,21 @@ from pathlib import Path
 from tests.training.workers import run
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload([run.__name__])
+_context.set_forkserver_preload([run.__name__, "torch._dynamo"])  # the latter comes with the first optimizer
 
 
 class Forked:
     """`run.main(root, kind, *words)` in a process that can be killed; what it prints goes to a file."""
 
-    def __init__(self, root: Path, kind: str, *words: str):
+    def __init__(self, root: Path, kind: str, *words: str, environment: dict[str, str] | None = None):
         self.output_fpath = root / f"output-{time.monotonic_ns()}.txt"
-        arguments = (str(self.output_fpath), str(root), kind, *words)
+        arguments = (str(self.output_fpath), environment or {}, str(root), kind, *words)
         self._process = _context.Process(target=run.main_writing_to, args=arguments)
         self._process.start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     @property
     def output(self) -> str:
@@ -41,3 +46,15 @@ class Forked:
         self._process.join(seconds)
         assert self._process.exitcode is not None, self.output
         return self._process.exitcode
+
+
+def start_two(root: Path, kind: str, *words: str) -> list[Forked]:
+    """Two processes that train together, with the environment that a launcher gives them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"ACCELERATE_USE_CPU": "true", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [
+        Forked(root, kind, *words, environment=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in (0, 1)
+    ]

@@ -64,8 +64,9 @@ def main(root: str, kind: str, *words: str) -> None:
     train(cfg, objective=make_objective(Path(root), own, cfg.train.grad_accum))
 
 
-def main_writing_to(output: str, *arguments: str) -> None:
+def main_writing_to(output: str, environment: dict[str, str], *arguments: str) -> None:
     """In a process that was forked: as `main`, with stdout and stderr in a file."""
+    os.environ |= environment
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)

@@ -1,6 +1,7 @@
 """Started by torchrun in a test: `… two_processes ROOT KIND … [key__sub=value …]`.
 
-Trains each kind under its own name and writes every rank's weights; `one_bad_rank` lets rank 1's loss go astray.
+Trains each kind under its own name and writes every rank's weights; `one_bad_rank` lets rank 1's loss go astray;
+`from_one` goes on with a run of one process and writes every rank's random state as it starts.
 """
 
 import sys
@@ -11,8 +12,11 @@ from accelerate import PartialState
 from accelerate.state import AcceleratorState, GradientState
 
 from tests.training.workers.tiny import configure
+from training import checkpoint
 from training.objectives import one_loss
 from training.trainer import Trainer
+
+KIND = "genie_redux_guided"
 
 
 def train_kind(root: Path, kind: str, settings: dict[str, str]) -> None:
@@ -20,6 +24,16 @@ def train_kind(root: Path, kind: str, settings: dict[str, str]) -> None:
     run.accelerator.end_training = lambda: None  # it would close the process group that the next kind needs
     run.run()
     torch.save(dict(run.state.weights), root / f"{kind}-rank{run.accelerator.process_index}.pt")
+    AcceleratorState._reset_state()
+    GradientState._reset_state()
+
+
+def go_on_from_one(root: Path, settings: dict[str, str]) -> None:
+    resumed = {"name": "from-one", "train__resume_ckpt": root / "runs" / KIND / "one", "train__num_train_steps": 5}
+    run = Trainer(configure(KIND, root, **settings | resumed))
+    torch.save(checkpoint.random_state(), root / f"random-rank{run.accelerator.process_index}.pt")
+    run.accelerator.end_training = lambda: None
+    run.run()
     AcceleratorState._reset_state()
     GradientState._reset_state()
 
@@ -47,7 +61,10 @@ def main(root: str, *words: str) -> None:
         train_with_one_bad_rank(Path(root))
     else:
         for kind in kinds:
-            train_kind(Path(root), kind, settings)
+            if kind == "from_one":
+                go_on_from_one(Path(root), settings)
+            else:
+                train_kind(Path(root), kind, settings)
     PartialState().destroy_process_group()
 
 

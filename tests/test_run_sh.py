@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -377,6 +378,25 @@ def test_the_launcher_adds_no_report_of_its_own(tmp_path, ending, code, last_lin
         timeout=60,
     )
     assert (done.returncode, done.stderr.splitlines()) == (code, [last_line])
+
+
+def test_the_launcher_hands_sigusr1_on_even_while_processes_start_and_ends_well(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, pathlib, signal, time\n"
+        f"pathlib.Path({str(tmp_path)!r}, os.environ['RANK']).touch()\n"
+        "time.sleep(1)\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: os._exit(0))\n"
+        "signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])\n"
+        "time.sleep(60)\n"
+    )
+    words = [sys.executable, str(ROOT / "scripts" / "launch.py"), str(Path(sys.executable).parent / "torchrun")]
+    launcher = subprocess.Popen([*words, "--standalone", "--nproc_per_node", "2", program])
+    while not all((tmp_path / rank).exists() for rank in "01"):
+        assert launcher.poll() is None
+        time.sleep(0.05)
+    launcher.send_signal(signal.SIGUSR1)
+    assert launcher.wait(timeout=50) == 0
 
 
 def test_a_launcher_that_is_no_python_script_is_run_as_it_is(tmp_path):

@@ -1,12 +1,7 @@
 """One process: what training writes, how it ends, and that a resumed run is the run that was never stopped."""
 
 import json
-import os
-import random
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +12,7 @@ from torch import nn
 
 from models.interfaces import StepOutput
 from tests.training.workers import tiny
+from tests.training.workers.forked import Forked
 from tests.training.workers.tiny import configure
 from training import checkpoint
 from training.trainer import Trainer, train
@@ -38,30 +34,9 @@ def assert_same(first: dict, second: dict) -> None:
         assert torch.equal(value, second[name]), name
 
 
-def start(root: Path, kind: str, *words: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.training.workers.run", str(root), kind, *words],
-        cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
-    )
-
-
-def wait_for_step(folder: Path, process: subprocess.Popen, step: int) -> None:
-    """Until the run has saved that step."""
-    deadline = time.monotonic() + 60
-    while not any(checkpoint.step_of(path) >= step for path in checkpoint.list_steps(folder)):
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 @pytest.mark.parametrize("kind", tiny.KINDS)
-@pytest.mark.parametrize("ema_decay", [None, 0.9])
-def test_resume_equals_an_unbroken_run(tmp_path, kind, ema_decay):
-    common = {"train__ema_decay": ema_decay, "train__grad_accum": 2, "train__num_train_steps": 5}
+def test_resume_equals_an_unbroken_run(tmp_path, kind):  # with a moving average and kills: test_resume.py
+    common = {"train__grad_accum": 2, "train__num_train_steps": 5}
     common |= {"optimizer__kind": "cosine", "train__validate_every": 2}
     train(configure(kind, tmp_path, name="unbroken", **common))
     torch.manual_seed(99)  # what else the process does must not matter
@@ -89,34 +64,16 @@ def test_resume_equals_an_unbroken_run(tmp_path, kind, ema_decay):
     assert [(x["step"], x[key]) for x in losses[0] if key in x] == [(x["step"], x[key]) for x in losses[1] if key in x]
 
 
-def test_a_run_killed_at_any_moment_and_resumed_equals_an_unbroken_run(tmp_path):
-    words = ["train__num_train_steps=12", "train__save_model_every=3", "train__ema_decay=0.9", "train__keep_last=2"]
-    assert start(tmp_path, "noisy_line", *words, "name=unbroken").wait() == 0
-    words += ["name=killed", "train__resume_ckpt=auto"]
-    folder = run_folder(tmp_path, "noisy_line", "killed")
-    process = start(tmp_path, "noisy_line", *words, "slow=0.1")
-    wait_for_step(folder, process, 3)
-    time.sleep(random.uniform(0, 0.5))
-    process.kill()
-    process.communicate()
-    reached = checkpoint.list_steps(folder)[-1]
-    assert 3 <= checkpoint.step_of(reached) < 12
-    process = start(tmp_path, "noisy_line", *words)
-    output, _ = process.communicate()
-    assert process.returncode == 0 and f"from step {checkpoint.step_of(reached)}" in output, output
-    assert_same(weights(tmp_path, "noisy_line", "unbroken", 12), weights(tmp_path, "noisy_line", "killed", 12))
-
-
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0), (signal.SIGUSR1, 0)])
 def test_a_signal_saves_and_says_how_to_go_on(tmp_path, number, exit_code):
-    process = start(tmp_path, "noisy_line", "train__num_train_steps=1000", "train__save_model_every=3", "slow=0.05")
+    configure("noisy_line", tmp_path)
+    process = Forked(tmp_path, "noisy_line", "train__num_train_steps=1000", "train__save_model_every=3", "slow=0.05")
     folder = run_folder(tmp_path, "noisy_line", "tokenizer")
-    wait_for_step(folder, process, 3)
-    process.send_signal(number)
-    output, _ = process.communicate(timeout=30)
-    assert process.returncode == exit_code, output
-    assert "Traceback" not in output
-    last = output.strip().splitlines()[-1]
+    process.wait_until(lambda: checkpoint.list_steps(folder))
+    process.kill(number)
+    assert process.wait(seconds=30) == exit_code, process.output
+    assert "Traceback" not in process.output
+    last = process.output.strip().splitlines()[-1]
     assert "--train.resume_ckpt=auto" in last and str(checkpoint.list_steps(folder)[-1]) in last
 
 
@@ -205,11 +162,22 @@ def test_a_finished_run_says_so_and_writes_nothing(tmp_path, capsys):
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
-def test_a_finished_run_goes_on_when_it_is_extended(tmp_path):
+def test_a_finished_run_goes_on_when_it_is_extended_on_the_longer_schedule(tmp_path):
     train(configure("noisy_line", tmp_path))
     train(configure("noisy_line", tmp_path, train__resume_ckpt="auto", train__num_train_steps=6))
-    steps = checkpoint.list_steps(run_folder(tmp_path, "noisy_line", "tokenizer"))
-    assert [checkpoint.step_of(path) for path in steps] == [4, 6]
+    folder = run_folder(tmp_path, "noisy_line", "tokenizer")
+    assert [checkpoint.step_of(path) for path in checkpoint.list_steps(folder)] == [4, 6]
+    train(configure("noisy_line", tmp_path, name="long", train__num_train_steps=6))
+    rates = [
+        {
+            line["step"]: line["train/lr"]
+            for line in map(json.loads, (run / "logs/metrics.jsonl").open())
+            if "train/lr" in line
+        }
+        for run in (folder, run_folder(tmp_path, "noisy_line", "long"))
+    ]
+    assert list(rates[0]) == [1, 2, 3, 4, 5, 6]
+    assert [rates[0][step] for step in (5, 6)] == [rates[1][step] for step in (5, 6)]
 
 
 def test_a_fresh_run_never_overwrites_one(tmp_path):

@@ -134,10 +134,12 @@ def _remove_old(run_dpath: Path, keep: Keep) -> None:
 
 
 def clean(run_dpath: Path) -> None:
-    """Remove what a killed process left half written or half removed."""
+    """Remove what a killed process left half written or half removed, and let `latest` name the newest step."""
     for pattern in (".step-*.partial", ".step-*.removed"):
         for path in run_dpath.glob(pattern):
             shutil.rmtree(path, ignore_errors=True)
+    for newest in list_steps(run_dpath)[-1:]:
+        write_text(run_dpath / LATEST, newest.name + "\n")
 
 
 def load_state(step_dpath: Path) -> dict[str, Any]:

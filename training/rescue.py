@@ -67,16 +67,16 @@ class Rescue(AbstractContextManager):
     def _watch_on(self) -> None:
         number, since = 0, 0.0
         while not self._is_over.is_set():
-            number = number or self._listen()
-            since = since or (time.monotonic() if number else 0.0)
+            if not number and (number := self._listen()):
+                since = time.monotonic()
+            if number:
+                self._is_over.wait(POLL_SECONDS)
             if not self.run.accelerator.is_main_process:
                 if (key := self.board.read("drop")) is not None:
                     self._leave_with_main(key)
             elif number and time.monotonic() - since > PATIENCE_SECONDS:
                 self._save_and_leave(number)
                 return
-            elif number:
-                self._is_over.wait(POLL_SECONDS)
 
     def _listen(self) -> int:
         """Number of a signal that any process got, or 0."""
@@ -127,8 +127,8 @@ class Rescue(AbstractContextManager):
             if self.board.read("drop") is None:
                 self._is_leaving = False
                 return
-            with self.run.state.lock:
-                moment = next((moment for moment in reversed(self.run.state.moments) if moment.key == key), None)
+            # Not with the lock: this main thread may have it and wait in an update for the main process.
+            moment = next((moment for moment in reversed(list(self.run.state.moments)) if moment.key == key), None)
             if moment is not None:
                 self._hand_over(moment)
             time.sleep(POLL_SECONDS)

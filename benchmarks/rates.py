@@ -6,25 +6,13 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from training.flops import peak_of
+
 GIB = 2**30
 REPEATS = 10
 CALLS_ON_GPU = 5  # between two events: one call may be shorter than what launching it takes
 COPIED_BYTES = {"cpu": GIB // 4, "cuda": 2 * GIB}
 SQUARE = 8192
-
-# Dense bf16 FLOP/s by the vendors' data sheets; the first that the device's name holds counts.
-DATA_SHEETS = {
-    "B200": 2250e12,
-    "H200": 989.4e12,
-    "H100 PCIe": 756e12,
-    "H100": 989.4e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L40": 181e12,
-    "L4": 121e12,
-    "RTX 4090": 165.2e12,
-    "RTX 3090": 71e12,
-}
 
 
 class Clock:
@@ -99,5 +87,5 @@ def data_sheet_rate(device: torch.device) -> float | None:
     """Dense bf16 FLOP/s that the vendor states for a GPU; None for a CPU or a GPU that is not listed."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((rate for part, rate in DATA_SHEETS.items() if part in name), None)
+    teraflops = peak_of(torch.cuda.get_device_name(device), "bf16")
+    return None if teraflops is None else 1e12 * teraflops

@@ -16,14 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from benchmarks import machine, rates, step_inputs, train_step
 from models import pretrained
 from models.interfaces import Sampling
 from models.session import Session
-from training import command_line
+from training.flops import count
 
 EARLY, LATE = 2, 200
 SEED = 0
@@ -56,8 +55,7 @@ def main() -> None:
 def load(weights: str | None, config: str, words: list[str]) -> nn.Module:
     if weights is not None:
         return pretrained.load(weights)
-    cfg: DictConfig = command_line.compose(command_line.parse([f"--config={config}", *words]))
-    return step_inputs.build(cfg)
+    return step_inputs.build(step_inputs.compose(config, words, small=False))
 
 
 # ------------------------------------------------------------------------------------------------------------ measuring
@@ -75,7 +73,7 @@ def measure(
     """One row for each of: session early, session late, full recomputation."""
     session, actions = begin(world, batch, sampling, window, device)
     next_step(session, actions)  # warms up
-    flops = train_step.count_flops(lambda: next_step(session, actions))
+    flops = count(lambda: next_step(session, actions))
     rate = rates.matmul_rate(train_step.largest_layer(world), batch * num_tokens(world), device)
     early = []
     for _ in range(num_samples):

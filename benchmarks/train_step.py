@@ -21,22 +21,20 @@ import json
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable
 from itertools import repeat
 from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from benchmarks import kernels, kinds, memory, rates, step_inputs, step_report
 from benchmarks.compiled import compile_blocks
 from benchmarks.step_run import BATCH_SIZES, Run, Stepper, largest_that_fits, loss_of
 from benchmarks.traffic import UNAVOIDABLE, Traffic
 from data.clips import Clip
-from models.genie_redux import WorldModel
 from training import optimizers
+from training.flops import needed
 from training.settings import ScheduleSettings
 from training.setup import checkpoint_gradients
 
@@ -44,8 +42,6 @@ STEPS = {"cpu": 2, "cuda": 20}
 # Steps that are not timed. Eager ones on a CPU need none: one step ran before them, and another takes half a minute.
 WARM_UP = {("eager", "cpu"): 0, ("compiled", "cpu"): 1, ("eager", "cuda"): 3, ("compiled", "cuda"): 3}
 TOKENS_PER_FRAME, MOST_TOKENS = 256, 2**18  # of the products that the machine's rate is measured with
-# Forward and backward cost one and two products per weight; repeated work (checkpointing) is not needed work.
-PASSES = 3
 
 
 def main(words: list[str]) -> None:
@@ -177,24 +173,8 @@ def kept_bytes(model: nn.Module, clip: Clip, device: torch.device, *, checkpoint
 
 
 def needed_flops(model: nn.Module, clip: Clip, device: torch.device) -> int:
-    """FLOPs of the forward pass, and twice as many for the gradients of what is trained."""
-    with torch.no_grad():
-        total = count_flops(lambda: loss_of(model, clip, device))
-        if not isinstance(model, WorldModel):
-            return PASSES * total
-        frozen = count_flops(lambda: model.tokenizer.encode(clip.frames))
-    return PASSES * (total - frozen) + frozen
-
-
-def count_flops(work: Callable) -> int:
-    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # the counter does not know this one
-    with FlopCounterMode(display=False, custom_mapping={fused: _attention_flops}) as counter:
-        work()
-    return counter.get_total_flops()
-
-
-def _attention_flops(q_shape, k_shape, v_shape, *_, **__) -> int:
-    return sdpa_flop_count(q_shape, k_shape, v_shape)
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        return needed(model, clip)
 
 
 def largest_layer(model: nn.Module) -> nn.Linear:

@@ -245,7 +245,22 @@ def _from_processes(batches: _Batches, num_workers: int, pin_memory: bool) -> It
         pin_memory=pin_memory,
         generator=torch.Generator(),  # or the loader draws its workers' seed from torch's global generator
     )
-    return map(_unwrapped, loader)
+    clips = map(_unwrapped, loader)
+    return clips if pin_memory else _handed_over(clips)  # the thread that pins takes them over as well
+
+
+def _handed_over(clips: Iterator[Clip]) -> Iterator[Clip]:
+    """The same batches, taken from their processes by a thread.
+
+    Each tensor's memory is handed over in a conversation with the process that made it, which on a busy machine first
+    has to get a core: the training would wait for that with every batch.
+    """
+    with ThreadPoolExecutor(1, "clips") as thread:
+        ahead = deque(thread.submit(next, clips) for _ in range(BATCHES_AHEAD))
+        while True:
+            ahead[0].result()
+            ahead.append(thread.submit(next, clips))
+            yield ahead.popleft().result()  # under no name, as above
 
 
 def _unwrapped(clip: Clip | Exception) -> Clip:

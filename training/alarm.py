@@ -1,5 +1,6 @@
 """Tells a person that a codebook has collapsed while there is still time to do something about it."""
 
+import math
 from dataclasses import dataclass, field
 
 # Scalar that a model logs -> what is collapsing, and what has helped.
@@ -29,7 +30,7 @@ class CollapseAlarm:
         """What there is to say after these scalars were logged at this step."""
         said = []
         for name, (what, advice) in WATCHED.items():
-            if name not in scalars:
+            if name not in scalars or math.isnan(scalars[name]):  # nan: all steps since the last reading were bad
                 continue
             if scalars[name] >= FEWEST:
                 self._since.pop(name, None)

@@ -1,6 +1,7 @@
 """What a person sees of a training: banner, progress, scalars on disk and in TensorBoard or Weights & Biases."""
 
 import json
+import math
 import os
 import sys
 import time
@@ -10,8 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -20,6 +23,8 @@ from training.settings import TrainSettings
 
 LINE_SECONDS = 10.0  # between progress lines where there is no terminal
 METRICS = "metrics.jsonl"
+LEFT_OUT = "left out of "  # before a scalar's name: how many of its values were not finite
+MOST_BARS = 512  # of a histogram; Weights & Biases takes no more
 
 
 def duration(seconds: float) -> str:
@@ -32,15 +37,24 @@ def duration(seconds: float) -> str:
 
 
 class Averages:
-    """Means of scalars since the last reading, summed on the device so that adding never waits for it."""
+    """Means of scalars since the last reading, summed on the device so that adding never waits for it.
+
+    Values that are not finite are left out; the mean of none is nan.
+    """
 
     def __init__(self):
         self.sums: dict[str, Tensor] = {}
         self.counts: Counter[str] = Counter()
 
     def add(self, values: dict[str, Tensor]) -> None:
+        stacked = torch.stack([value.detach().float().mean() for value in values.values()])
+        is_finite = torch.isfinite(stacked)
+        kept, left_out = torch.where(is_finite, stacked, 0.0).unbind(), (~is_finite).float().unbind()
+        self._add(dict(zip(values, kept, strict=True)))
+        self._add({LEFT_OUT + name: value for name, value in zip(values, left_out, strict=True)})
+
+    def _add(self, values: dict[str, Tensor]) -> None:
         for name, value in values.items():
-            value = value.detach().float().mean()
             self.sums[name] = self.sums[name] + value if name in self.sums else value
             self.counts[name] += 1
 
@@ -65,11 +79,13 @@ class Averages:
         """The means; with an accelerator over all processes, which must then all call this. Waits for the device."""
         if not self.sums:
             return {}
-        names = sorted(self.sums)
-        means = torch.stack([self.sums[name] / self.counts[name] for name in names])
+        names = sorted(name for name in self.sums if not name.startswith(LEFT_OUT))
+        sums = torch.stack([self.sums[name] for name in names])
+        left_out = torch.stack([self.sums[LEFT_OUT + name] for name in names])
+        counts = torch.tensor([float(self.counts[name]) for name in names], device=sums.device) - left_out
         if accelerator is not None:
-            means = accelerator.reduce(means, "mean")
-        return dict(zip(names, means.tolist(), strict=True))
+            sums, counts = accelerator.reduce(sums, "sum"), accelerator.reduce(counts, "sum")
+        return dict(zip(names, (sums / counts).tolist(), strict=True))
 
 
 class Stretch:
@@ -150,6 +166,7 @@ class RunLog:
 
     def scalars(self, step: int, seconds: float, values: dict[str, float]) -> None:
         """One line: the step, the seconds since the training began, and the values by their full names."""
+        values = {name: value for name, value in values.items() if math.isfinite(value)}  # JSON knows no nan
         with open(self.fpath, "a") as file:
             file.write(json.dumps({"step": step, "seconds": round(seconds, 3), **values}) + "\n")
         if self.writer is not None:
@@ -159,18 +176,68 @@ class RunLog:
             self.wandb.log(values, step=step)
 
     def pictures(self, step: int, fpaths: list[Path]) -> None:
+        """GIFs and PNGs as they are: TensorBoard's image page plays a GIF, so no video has to be encoded."""
+        if self.writer is not None:
+            from tensorboard.compat.proto.summary_pb2 import Summary
+
+            for fpath in fpaths:
+                with Image.open(fpath) as picture:
+                    width, height = picture.size
+                image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=fpath.read_bytes())
+                summary = Summary(value=[Summary.Value(tag=_picture_name(fpath), image=image)])
+                self.writer.file_writer.add_summary(summary, step)
         if self.wandb is not None:
             import wandb
 
             self.wandb.log(
-                {f"samples/{fpath.stem}": wandb.Video(str(fpath), format="gif") for fpath in fpaths}, step=step
+                {
+                    _picture_name(fpath): wandb.Video(str(fpath), format="gif")
+                    if fpath.suffix == ".gif"
+                    else wandb.Image(str(fpath))
+                    for fpath in fpaths
+                },
+                step=step,
             )
+
+    def histograms(self, step: int, counts: dict[str, Tensor]) -> None:
+        """How often each number 0 … K-1 was chosen. counts: (K,) by name."""
+        for name, values in counts.items():
+            bars, edges = _bars(values)
+            if self.writer is not None:
+                numbers = np.arange(len(values), dtype=np.float64)
+                self.writer.add_histogram_raw(
+                    name,
+                    min=0.0,
+                    max=float(len(values) - 1),
+                    num=float(bars.sum()),
+                    sum=float((values.numpy() * numbers).sum()),
+                    sum_squares=float((values.numpy() * numbers**2).sum()),
+                    bucket_limits=edges[1:].tolist(),
+                    bucket_counts=bars.tolist(),
+                    global_step=step,
+                )
+            if self.wandb is not None:
+                import wandb
+
+                self.wandb.log({name: wandb.Histogram(np_histogram=(bars, edges))}, step=step)
 
     def close(self) -> None:
         if self.writer is not None:
             self.writer.close()
         if self.wandb is not None:
             self.wandb.finish()
+
+
+def _picture_name(fpath: Path) -> str:
+    return f"samples/{fpath.stem}" + ("" if fpath.suffix == ".gif" else "_strip")
+
+
+def _bars(counts: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Bars (N,) of neighbouring numbers taken together, and their edges (N + 1,); N <= MOST_BARS."""
+    width = -(-len(counts) // MOST_BARS)
+    starts = np.arange(0, len(counts), width)
+    edges = np.append(starts, len(counts)) - 0.5
+    return np.add.reduceat(counts.numpy(), starts), edges
 
 
 class Progress:
@@ -197,12 +264,15 @@ class Progress:
         if self.bar is not None:
             self.bar.update()
 
-    def show(self, step: int, *, loss: float, lr: float, frames_per_second: float, seconds_left: float) -> None:
-        """Show numbers if the last ones are old enough or these are the last."""
+    def show(
+        self, step: int, *, loss: float, lr: float, frames_per_second: float, mfu: float, seconds_left: float
+    ) -> None:
+        """Show numbers if the last ones are old enough or these are the last. mfu: share of the machine's rate."""
         if not self.shown or (not self.is_due and step < self.num_steps):
             return
         self.spoke_at = time.monotonic()
-        numbers = f"loss {loss:.4f}  lr {lr:.2e}  {frames_per_second:,.0f} frames/s  {duration(seconds_left)} left"
+        speed = f"{frames_per_second:,.0f} frames/s ({mfu:.1%} of the matrix rate)"
+        numbers = f"loss {loss:.4f}  lr {lr:.2e}  {speed}  {duration(seconds_left)} left"
         if self.bar is not None:
             self.bar.set_description_str(numbers)
         else:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from training import checkpoint
+from data.tokens import CachedClips
+from training import checkpoint, flops
 from training.logs import duration
 
 if TYPE_CHECKING:
@@ -31,9 +32,13 @@ def opening(run: "Trainer") -> str:
         "data": f"{settings.dataset_name}: {len(run.dataset):,} clips of {settings.num_frames} frames {height}x{width}",
         "batch": f"{settings.batch_size} clips x {settings.grad_accum} accumulated x {accelerator.num_processes} "
         f"process(es) = {run.clips_per_step} clips a step",
+        "work": f"{flops.in_words(run.flops_per_clip * run.clips_per_step)} a step; "
+        f"{run.rate.source}: {flops.in_words(run.rate.flops)}/s",
         "length": f"{length}; the expected time follows after the first steps",
         "run folder": str(run.run_dpath),
     }
+    if isinstance(run.dataset, CachedClips):
+        facts["data"] += f", tokens from {run.dataset.cache.folder}"
     if run.state.step:
         facts["going on"] = f"from step {run.state.step} of {run.start_dpath.parent}"
     name_width = max(len(name) for name in facts)
@@ -63,6 +68,8 @@ def closing(run: "Trainer", signal_number: int) -> str:
         resume_ckpt = "--train.resume_ckpt=auto"
         kept = f"saved {saved}" if state.step else "no step was finished"
         return f"stopped by {cause} at step {state.step}; {kept}; go on with: {command(run, resume_ckpt)}"
+    if run.settings.keep_best is not None and state.best is not None:
+        saved = run.run_dpath / checkpoint.step_name(state.best[1])
     mode, weights = "--mode=eval", f"--eval.model_fpath={saved}"
     best = "" if state.best is None else "best validation {2} {0:.4f} at step {1}; ".format(*state.best)
     return f"{best}weights in {saved}; evaluate with: {command(run, mode, weights)}"

@@ -1,4 +1,4 @@
-"""Several training processes acting as one: decisions taken alike, losses looked at before they do harm, signals."""
+"""Several training processes acting as one: decisions taken alike, signals."""
 
 import os
 import pickle
@@ -14,8 +14,6 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from torch import Tensor
-from torch.optim import Optimizer
 
 IMPATIENCE_SECONDS = 2.0  # launchers pass Ctrl-C on, so that one press can arrive twice
 
@@ -73,42 +71,6 @@ class Board:
             if time.monotonic() > deadline:
                 return None
             time.sleep(0.05)
-
-
-class FiniteGuard:
-    """Keeps a loss or gradient that is not finite away from the weights, and stops all processes.
-
-    On a CPU every step is looked at. On a GPU looking would empty its queue: the fused optimizer is told on the device
-    (`found_inf`) to leave the weights alone from the first bad step on, and `check` looks when the host waits anyway.
-    """
-
-    def __init__(self, accelerator: Accelerator, agreement: Agreement):
-        self.agreement = agreement
-        self.waits = accelerator.device.type == "cpu"
-        self.scales = accelerator.scaler is not None  # fp16: infinite gradients are its daily bread, and it skips them
-        self.first_bad = torch.full((), torch.inf, dtype=torch.float64, device=accelerator.device)
-
-    def before_update(self, step: int, loss: Tensor, grad_norm: Tensor, optimizer: Optimizer) -> None:
-        """Called after clipping. Raises ValueError, or sees to it that the update does nothing."""
-        finite = torch.isfinite(loss) if self.scales else torch.isfinite(loss) & torch.isfinite(grad_norm)
-        now = torch.where(finite, torch.inf, float(step))
-        self.first_bad = torch.minimum(self.first_bad, now)
-        if self.scales:
-            return
-        inner = getattr(optimizer, "optimizer", optimizer)
-        if self.waits or not getattr(inner, "_step_supports_amp_scaling", False):
-            self.check()
-        else:
-            inner.found_inf = torch.isfinite(self.first_bad).float()
-
-    def check(self) -> None:
-        """Waits for the device. Raises ValueError in all processes if any of them met a bad step."""
-        (not_bad,) = self.agreement.largest(-self.first_bad.item())
-        if not_bad != -torch.inf:
-            raise ValueError(
-                f"the loss or its gradient is not finite at step {-int(not_bad)}: training stopped before the weights "
-                "changed; resume from the last checkpoint with a lower optimizer.lr or optimizer.max_grad_norm"
-            )
 
 
 class Interrupts(AbstractContextManager):

@@ -16,28 +16,42 @@ import torch
 from training.checkpoint import write_text
 
 RECORD = "record.json"
-PACKAGES = ("torch", "torchvision", "accelerate", "hydra-core", "omegaconf", "numpy", "h5py", "safetensors")
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 
-def add_start(run_dpath: Path, *, step: int, dataset_info: dict[str, Any], device: str, num_processes: int) -> None:
-    """Append this start to the run's record. step: updates done before it, 0 for a new run."""
+def add_start(
+    run_dpath: Path,
+    *,
+    step: int,
+    command: str,
+    config: dict[str, Any],
+    dataset_info: dict[str, Any],
+    device: str,
+    num_processes: int,
+) -> None:
+    """Append this start to the run's record.
+
+    step: updates done before it, 0 for a new run. command: to be typed again. config: with all references resolved.
+    """
     fpath = run_dpath / RECORD
     starts = json.loads(fpath.read_text())["starts"] if fpath.exists() else []
     starts.append(
         {
             "step": step,
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "command": shlex.join(sys.argv),
+            "command": command,
+            "program": shlex.join(sys.argv),
             "git": git_revision(),
             "python": platform.python_version(),
-            "packages": {name: _version(name) for name in PACKAGES},
+            "packages": installed_packages(),
             "system": platform.platform(),
             "device": device,
             "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+            "cudnn": torch.backends.cudnn.version() if torch.cuda.is_available() else None,
             "num_processes": num_processes,
             "dataset": dataset_info["name"],
             "dataset_sha256": dataset_hash(dataset_info),
+            "config": config,
         }
     )
     write_text(fpath, json.dumps({"starts": starts}, indent=1) + "\n")
@@ -66,8 +80,7 @@ def _git(*words: str) -> str:
     return done.stdout.strip()
 
 
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+def installed_packages() -> dict[str, str]:
+    """The version of every package that this Python can import, by name."""
+    found = {found.metadata["Name"]: found.version for found in importlib.metadata.distributions()}
+    return dict(sorted(found.items(), key=lambda item: item[0].lower()))

@@ -93,6 +93,7 @@ class TrainSettings(Settings):
     max_train_seconds: float | None
     mixed_precision: str | None
     gradient_checkpointing: bool
+    on_nonfinite: str
     ema_decay: float | None
     seed: int
     log_every: int
@@ -142,6 +143,7 @@ class TrainSettings(Settings):
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             self.fail("ema_decay", "null or a value between 0 and 1, such as 0.999")
         self.one_of("mixed_precision", None, "no", "bf16", "fp16")
+        self.one_of("on_nonfinite", "stop", "skip")
         self.one_of("logger", "tensorboard", "wandb", "none")
         self.one_of("wandb_mode", "online", "offline", "disabled")
         if self.resume_ckpt is not None and self.init_fpath is not None:

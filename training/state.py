@@ -1,5 +1,6 @@
 """All that a run is between two steps, so that a checkpoint of it makes the next step the one it would have been."""
 
+import copy
 import threading
 from collections import deque
 from contextlib import AbstractContextManager, nullcontext
@@ -71,6 +72,8 @@ class TrainingState:
         # log line and the checkpoint after a step and the update of the next.
         self.moments: deque[Moment] = deque(maxlen=4)
         self._written = written_by_passes(model)
+        # Updates left out because a loss or gradient was not finite.
+        self.skipped: dict[str, Any] = {"total": 0, "in_a_row": {}}
 
     def advance(self, num_clips: int) -> None:
         """Called after each update, with the lock."""
@@ -117,6 +120,7 @@ class TrainingState:
             "best": self.best,
             "validated": self.validated,
             "log_run_id": self.log_run_id,
+            "skipped": copy.deepcopy(self.skipped),  # written later, while the training goes on
             "optimizers": optimizers,
             "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
             "weights": weights,
@@ -153,6 +157,7 @@ class TrainingState:
         windows = state.get("windows", [])
         if len(windows) == self.accelerator.num_processes:
             self.window.load_state_dict(windows[rank], self.accelerator.device)
+        self.skipped.update(state.get("skipped", {}))
 
 
 def written_by_passes(model: nn.Module) -> list[tuple[str, nn.Module, str]]:

@@ -1,7 +1,9 @@
 """The training loop: it knows parts, an objective and clips, but no kinds of models."""
 
+import itertools
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -9,13 +11,15 @@ from accelerate.utils import set_seed
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from data.clips import ClipDataset, training_batches
+from data.clips import Clip, ClipDataset, training_batches
 from models import pretrained
-from training import checkpoint, messages, optimizers, record, tokenization
+from training import checkpoint, flops, messages, optimizers, out_of_memory, record, tokenization
 from training.alarm import CollapseAlarm
+from training.clip_names import StepClips
+from training.finite_guard import FiniteGuard
 from training.logs import Averages, Progress, RunLog, Stretch, duration
 from training.objectives import MODEL, Objective, Part, one_loss
-from training.processes import Agreement, Board, FiniteGuard, Interrupts
+from training.processes import Agreement, Board, Interrupts
 from training.rescue import Rescue
 from training.saving import Saver
 from training.schedules import Schedule
@@ -23,6 +27,7 @@ from training.scorers import chunk_of, sampling_of
 from training.settings import EvalSettings, ScheduleSettings, TokenizeSettings, TrainSettings
 from training.setup import build_model, check_fit, checkpoint_gradients, load_weights, make_accelerator
 from training.state import TrainingState
+from training.usage import Usage
 from training.validation import dreamed_in_training, is_better, validation_scores, write_samples
 
 ESTIMATE_AFTER_STEPS = 5  # the first step or two warm up, so the time is foretold from the ones after
@@ -36,7 +41,9 @@ def train(cfg: DictConfig, *, objective: Objective = one_loss) -> None:
     ValueError or FileNotFoundError with one line for bad input, before anything is written, and ValueError where the
     loss stops being finite or a checkpoint cannot be written.
     """
-    Trainer(cfg, objective).run()
+    with out_of_memory.explained_while_building():
+        run = Trainer(cfg, objective)
+    run.run()
 
 
 class Trainer:
@@ -68,6 +75,7 @@ class Trainer:
         check_fit(model, self.dataset, settings)
         if settings.token_cache:
             self.dataset = self._open_token_cache(model)
+        self.flops_per_clip = flops.of_a_clip(model, self.dataset, self.accelerator)
         if hasattr(model, "rollout") and self.rolling is not None:
             rolling = dreamed_in_training(self.rolling, settings)
             model.dynamics.rule.check(sampling_of(rolling), chunk_of(rolling))
@@ -82,11 +90,20 @@ class Trainer:
         parts = {MODEL: Part(module, optimizer, schedule)}
         # Unwrapped: the same weights, and mixed precision stays on.
         self.state = TrainingState(self.accelerator, parts, self.accelerator.unwrap_model(module), settings.ema_decay)
-        self.guard = FiniteGuard(self.accelerator, self.agreement)
         self.alarm = CollapseAlarm(settings.collapse_alarm_steps)
         self.saver = Saver(self)
         if self.start_dpath is not None:
             self.saver.restore(self.start_dpath)
+        clips = StepClips(
+            self.dataset,
+            self.state,
+            seed=settings.seed,
+            batch_size=settings.batch_size,
+            grad_accum=settings.grad_accum,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+        )
+        self.guard = FiniteGuard(self.accelerator, settings.on_nonfinite, self.state.skipped, clips.names)
 
     @property
     def clips_per_step(self) -> int:
@@ -114,7 +131,7 @@ class Trainer:
         self._open_run_folder()
         self.shown = Progress(self.state.step, self.settings.num_train_steps, shown=self.accelerator.is_main_process)
         try:
-            with Interrupts() as interrupts, Rescue(self, interrupts) as rescue:
+            with Interrupts() as interrupts, Rescue(self, interrupts) as rescue, out_of_memory.explained(self):
                 signal_number = self._loop(interrupts, rescue)
         finally:
             self.saver.join()
@@ -138,6 +155,7 @@ class Trainer:
         for part in self.state.parts.values():
             part.module.train()
         began = time.monotonic() - self.state.elapsed
+        batches = self._after_first(batches)
         self.stretch = Stretch()
         self.first_step = self.state.step
         self.state.remember()
@@ -163,6 +181,14 @@ class Trainer:
         if step and step % self.settings.validate_every == 0 and self.state.validated != step:
             with self.stretch.pausing():
                 self._validate()
+
+    def _after_first(self, batches: Iterator[Clip]) -> Iterator[Clip]:
+        """The same batches once the first one is there: loader processes start, which is no waiting of a step."""
+        waiting = Stretch()
+        with waiting.waiting():
+            first = next(batches)
+        self.shown.say(f"first batch after {waiting.waited:.1f} s")
+        return itertools.chain([first], batches)
 
     def _agree(self, seconds: float, signal_number: int) -> tuple[float, int]:
         """The main process's clock and any process's signal: both decide when all of them stop."""
@@ -191,14 +217,14 @@ class Trainer:
             part = self.state.parts[name]
             prefix = "train" if name == MODEL else f"train/{name}"
             self.averages.add({f"{prefix}/{key}": value for key, value in {"loss": output.loss, **output.logs}.items()})
+            self.guard.see(name, output.loss)
             self.accelerator.backward(output.loss)
             if self.accelerator.sync_gradients:
                 update.enter_context(self.state.lock)  # until here a step can be dropped, from here it is finished
                 grad_norm = self.accelerator.clip_grad_norm_(part.module.parameters(), self.max_grad_norm)
                 self.averages.add({f"{prefix}/grad_norm": grad_norm})
-                # The norm covers all micro-batches and processes, the loss what cuts its gradient off.
-                self.guard.before_update(self.state.step, output.loss.detach(), grad_norm, part.optimizer)
-            part.optimizer.step()
+                if self.guard.allows_update(name, self.state.step, grad_norm, part.optimizer):
+                    part.optimizer.step()
             part.optimizer.zero_grad()
 
     def _after_step(self, *, is_last: bool) -> None:
@@ -227,6 +253,8 @@ class Trainer:
     def _log(self) -> None:
         means = self.averages.read(self.accelerator)
         self.guard.check()
+        if news := self.guard.news():
+            self.shown.say(news)
         if self.log is not None:
             self.log.scalars(
                 self.state.step,
@@ -236,6 +264,8 @@ class Trainer:
                     "train/lr": self.state.parts[MODEL].schedule.lr,
                     "train/frames_per_second": self._frames_per_second(),
                     "train/data_wait_share": self.stretch.wait_share,
+                    "train/mfu": self._mfu(),
+                    "train/skipped_steps": self.state.skipped["total"],
                 },
             )
             self._show(means)
@@ -250,11 +280,17 @@ class Trainer:
             loss=means["train/loss"],
             lr=self.state.parts[MODEL].schedule.lr,
             frames_per_second=self._frames_per_second(),
+            mfu=self._mfu(),
             seconds_left=self._seconds_left(),
         )
 
     def _frames_per_second(self) -> float:
         return self.stretch.steps * self.clips_per_step * self.settings.num_frames / self.stretch.seconds
+
+    def _mfu(self) -> float:
+        """The share of the devices' rate that the needed arithmetic reached, since the last reading."""
+        needed = self.stretch.steps * self.clips_per_step * self.flops_per_clip
+        return needed / self.stretch.seconds / self.rate.flops
 
     def _seconds_left(self) -> float:
         by_steps = (self.settings.num_train_steps - self.state.step) * self.stretch.seconds / max(1, self.stretch.steps)
@@ -264,15 +300,19 @@ class Trainer:
     def _validate(self) -> None:
         state, common = self.state, (self.held_out, self.settings, self.accelerator)
         folder = self.run_dpath / "samples" / checkpoint.step_name(state.step)
-        pictures = []
+        pictures, usage = [], Usage(state.model)
         with state.averaged_weights():
-            scores = validation_scores(state.model, *common, state.step)
+            with usage.counting():
+                scores = validation_scores(state.model, *common, state.step)
             if self.accelerator.is_main_process:
                 pictures = write_samples(state.model, *common, self.rolling, folder)
+        usage.gather(self.accelerator.device)
+        scores |= usage.scores()
         loss = scores["validation/loss"]
         if self.log is not None:
             self.log.scalars(state.step, state.elapsed, scores)
             self.log.pictures(state.step, pictures)
+            self.log.histograms(state.step, {f"validation/{name}": counts for name, counts in usage.counts.items()})
         state.validated = state.step
         self._compare_with_best(scores)
         self.shown.say(f"step {state.step}  validation loss {loss:.4f}" + (f"  {pictures[0]}" if pictures else ""))
@@ -294,21 +334,25 @@ class Trainer:
 
     def _open_run_folder(self) -> None:
         self.accelerator.wait_for_everyone()  # all processes have seen the folder as it was
+        self.rate = flops.joint_rate(self.accelerator)
         self.log = None
         if self.accelerator.is_main_process:
             self.run_dpath.mkdir(parents=True, exist_ok=True)
             checkpoint.clean(self.run_dpath)
-            checkpoint.write_text(self.run_dpath / "config.yaml", OmegaConf.to_yaml(self.cfg, resolve=True))
+            # With its references, so that `--config=<this file> --key=value` changes whatever follows from the key.
+            checkpoint.write_text(self.run_dpath / "config.yaml", OmegaConf.to_yaml(self.cfg))
             if self.tokenizer_fpath is not None and self.start_dpath is None:
                 pretrained.copy_weights(self.tokenizer_fpath, self.run_dpath / pretrained.TOKENIZER)
+            config = OmegaConf.to_container(self.cfg, resolve=True)
             record.add_start(
                 self.run_dpath,
                 step=self.state.step,
+                command=messages.command(self),
+                config=config,
                 dataset_info=self.dataset.episodes.info,
                 device=messages.device_name(self.accelerator.device),
                 num_processes=self.accelerator.num_processes,
             )
-            config = OmegaConf.to_container(self.cfg, resolve=True)
             self.log = RunLog(self.run_dpath, self.settings, config, step=self.state.step, run_id=self.state.log_run_id)
             self.state.log_run_id = self.log.run_id
             print(messages.opening(self), flush=True)

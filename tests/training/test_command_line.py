@@ -346,7 +346,10 @@ def test_list_shows_all_configs_groups_and_options():
         assert name in shown
 
 
-@pytest.mark.parametrize("word", ["--help", "--list", "--check", "--train.bacth_size=2"])
+@pytest.mark.parametrize(
+    "word",
+    ["--help", "--list", "--check", "--train.bacth_size=2", "--train.batch_size=0", "--train.on_nonfinite=never"],
+)
 def test_torch_is_not_imported_before_there_is_work(word):
     program = f"import sys; from training.main import main; main([{word!r}]); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True).returncode == 0

@@ -8,7 +8,8 @@ import torch
 from models.interfaces import Sampling
 from tests.models import builders
 from tests.models.builders import WORLDS, clip, settle
-from training.trainer import train
+from training.objectives import one_loss
+from training.trainer import Trainer, train
 
 from .workers import tiny
 
@@ -25,6 +26,19 @@ def test_a_training_learns_on_the_gpu(kind, precision, tmp_path):
     lines = (tmp_path / "runs" / kind / kind / "logs" / "metrics.jsonl").read_text().splitlines()
     losses = [scalars["train/loss"] for scalars in map(json.loads, lines) if "train/loss" in scalars]
     assert len(losses) == 20 and losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])  # one leaves its weights alone itself, the other is not called
+def test_a_skipped_update_on_the_gpu_is_counted_and_the_training_goes_on(optimizer, tmp_path):
+    def objective(parts, clip, step):
+        for name, output in one_loss(parts, clip, step):
+            yield name, output._replace(loss=output.loss * (torch.nan if step in (3, 4) else 1))
+
+    settings = {"optimizer": optimizer, "train__num_train_steps": 8, "train__log_every": 4}
+    run = Trainer(tiny.configure("genie_redux", tmp_path, train__on_nonfinite="skip", **settings), objective)
+    run.run()
+    assert run.state.skipped["total"] == 2
+    assert all(torch.isfinite(value).all() for value in run.state.model.state_dict().values())
 
 
 @pytest.mark.parametrize("name", WORLDS)

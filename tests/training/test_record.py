@@ -14,11 +14,14 @@ INFO = {
 
 def test_every_start_is_kept(tmp_path):
     for step in (0, 120):
-        record.add_start(tmp_path, step=step, dataset_info=INFO, device="cpu", num_processes=2)
+        known = {"dataset_info": INFO, "device": "cpu", "num_processes": 2, "config": {"seed": step}}
+        record.add_start(tmp_path, step=step, command="bash run.sh --seed=0", **known)
     starts = json.loads((tmp_path / record.RECORD).read_text())["starts"]
     assert [start["step"] for start in starts] == [0, 120]
     first = starts[0]
-    assert first["packages"]["torch"] and first["command"] and first["time"] and first["num_processes"] == 2
+    assert first["packages"]["torch"] and first["packages"]["accelerate"] and first["time"]
+    assert first["command"] == "bash run.sh --seed=0" and first["num_processes"] == 2
+    assert [start["config"]["seed"] for start in starts] == [0, 120]
     assert first["dataset_sha256"] == record.dataset_hash(INFO)
 
 

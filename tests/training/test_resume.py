@@ -19,7 +19,8 @@ from training.trainer import train
 STEPS = 12
 COMMON = (f"train__num_train_steps={STEPS}", "train__grad_accum=2", "train__save_model_every=2", "train__keep_last=2")
 COMMON += ("train__validate_every=4", "train__log_every=3", "train__ema_decay=0.9", "train__keep_best=loss")
-OWN_TIME = ("seconds", "train/frames_per_second", "train/data_wait_share")  # no two runs share these
+# No two runs share these.
+OWN_TIME = ("seconds", "train/frames_per_second", "train/data_wait_share", "train/mfu")
 
 
 def run_folder(root: Path, kind: str, name: str) -> Path:

@@ -230,7 +230,7 @@ def test_a_training_from_tokens_is_the_training_from_frames_also_when_resumed(tm
 
 
 @pytest.mark.parametrize("kind", WORLDS)
-def test_training_from_tokens_never_encodes_and_reads_frames_only_for_latent_actions(tmp_path, kind):
+def test_training_from_tokens_never_encodes_and_reads_frames_only_for_latent_actions(tmp_path, kind, capsys):
     tokenization.run(configure(tmp_path, kind))
     run = Trainer(configure(tmp_path, kind, train__token_cache="true"))
     encode, seen = run.state.model.tokenizer.encode, []
@@ -246,6 +246,7 @@ def test_training_from_tokens_never_encodes_and_reads_frames_only_for_latent_act
 
     run.objective = objective
     run.run()
+    assert f"tokens from {run.dataset.cache.folder}" in capsys.readouterr().out
     assert len(seen) == 4
     for clip in seen:
         assert clip.tokens.shape == (2, 4, 2, 2) and (clip.frames is None) == (kind == "genie_redux_guided")

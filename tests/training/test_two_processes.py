@@ -85,10 +85,31 @@ def test_both_processes_hold_the_same_weights(trained_twice, kind):
         assert torch.equal(value, second[name]), name
 
 
-def test_a_bad_loss_on_one_process_stops_both(tmp_path):
-    configure("noisy_line", tmp_path)
-    done = launch_two(tmp_path, "one_bad_rank")
+@pytest.fixture(scope="module")
+def with_one_bad_rank(tmp_path_factory) -> tuple[Path, str]:
+    """The second process meets a bad loss at step 1, once where that stops the training and once where it does not."""
+    root = tmp_path_factory.mktemp("bad")
+    configure("noisy_line", root)
+    done = launch_two(root, "one_bad_rank")
     assert done.returncode == 0, done.stdout
-    for rank in (0, 1):
-        text = (tmp_path / f"rank-{rank}.txt").read_text()
-        assert text.startswith("after 1 updates: the loss or its gradient is not finite at step 1")
+    return root, done.stdout
+
+
+def test_a_bad_loss_on_one_process_stops_both_and_names_its_clips(with_one_bad_rank):
+    root, _ = with_one_bad_rank
+    texts = [(root / f"stop-{rank}.txt").read_text() for rank in (0, 1)]
+    assert texts[0] == texts[1]
+    assert texts[0].startswith("after 1 updates: the loss or its gradient is not finite at step 1")
+    assert "met in process 1: train-00000.h5 episode " in texts[0] and "process 0" not in texts[0]
+
+
+def test_a_bad_loss_on_one_process_is_skipped_by_both(with_one_bad_rank):
+    root, output = with_one_bad_rank
+    first, second = (torch.load(root / f"skip-{rank}.pt", weights_only=True) for rank in (0, 1))
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+    assert (root / "skip-0.txt").read_text() == "after 4 updates: did not stop"
+    assert "1 update(s) left out" in output and "met in process 1: train-00000.h5" in output
+    lines = read_metrics(root / "runs" / "tokenizer" / "skip")
+    assert [line["train/skipped_steps"] for line in lines if "train/lr" in line] == [0, 1, 1, 1]
+    assert all("train/loss" in line for line in lines if "train/lr" in line)  # the mean over what is finite

@@ -25,8 +25,9 @@ arguments=() malformed=() mode="" asks="" num_machines=1 machine_rank=0
 while (($#)); do
   name=${1%%=*} value=${1#*=}
   case $1 in
-    --num_processes=* | --num_machines=* | --machine_rank=* | --main_process_ip=* | --main_process_port=* | --accelerate_config=*)
+    --num_processes=* | --num_machines=* | --machine_rank=* | --main_process_ip=* | --main_process_port=*)
       printf -v "${name#--}" %s "$value" ;;
+    --accelerate_config=*) accelerate_config=$([[ -f $value ]] && realpath "$value" || echo "$value") ;;
     --mode=test | --mode=generate) mode=${1#*=} ;;
     --config=*) arguments+=("--config=$([[ -f $value ]] && realpath "$value" || echo "$value")") ;;
     --help | -h | --list) asks=$1; arguments+=("$1") ;;

@@ -29,11 +29,11 @@ from omegaconf import DictConfig
 from torch import nn
 
 from benchmarks import kernels, kinds, memory, rates, step_inputs, step_report
-from benchmarks.compiled import compile_blocks
 from benchmarks.step_run import BATCH_SIZES, Run, Stepper, largest_that_fits, loss_of
 from benchmarks.traffic import UNAVOIDABLE, Traffic
 from data.clips import Clip
 from training import optimizers
+from training.compiling import compile_blocks
 from training.flops import needed
 from training.settings import ScheduleSettings
 from training.setup import checkpoint_gradients

@@ -96,7 +96,7 @@ class InPlaceRule:
 
     def lesson(self, tokens: Tensor, actions: Tensor, seeds: Tensor, mask_id: int) -> Lesson:
         hidden = training_mask(tokens.shape, self.mask_rate, seeds)
-        hidden[:, 0] = False
+        hidden[:, 0].zero_()
         return Lesson(tokens.masked_fill(hidden, mask_id), self._arriving(actions), tokens, hidden)
 
     def check(self, sampling: Sampling, num_new: int) -> None:

@@ -29,6 +29,15 @@ class StepOutput(NamedTuple):
     logs: dict[str, Tensor]  # detached scalars
 
 
+class KeepsStatistics(Protocol):
+    """A module that changes by what a whole step showed it, such as a codebook that moves dead codes.
+
+    Its forward passes only note what they see: a step may have several, on several processes.
+    """
+
+    def end_step(self) -> None: ...  # called once after each update, on all processes; must do nothing without a pass
+
+
 class Observed(NamedTuple):
     """What an action source may look at."""
 

@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.components.attention import WideLayerNorm
 from models.components.patches import PatchEmbedding, PixelHead, check_image_size
 from models.components.positions import ContinuousPositionBias
-from models.components.quantizers import perplexity
+from models.components.quantizers import count_codes, perplexity
 from models.components.st_transformer import STTransformer
 from models.interfaces import StepOutput
 
@@ -46,7 +46,7 @@ class LatentActionModel(nn.Module):
         self.spatial_bias = ContinuousPositionBias(dim, heads)
         sizes = {"feed_forwards": feed_forwards, "norm_keys": norm_keys}
         self.encoder = STTransformer(dim, heads, dim_head, encoder_blocks, ff_mult, order="spatial_first", **sizes)
-        self.to_action = nn.Sequential(nn.Linear(self.grid[0] * self.grid[1] * dim, dim), nn.LayerNorm(dim))
+        self.to_action = nn.Sequential(nn.Linear(self.grid[0] * self.grid[1] * dim, dim), WideLayerNorm(dim))
         self.quantizer = quantizer(dim=dim)
         self.decoder = STTransformer(dim, heads, dim_head, decoder_blocks, ff_mult, order="temporal_first", **sizes)
         self.to_pixels = PixelHead(channels, patch_size, dim)
@@ -59,7 +59,7 @@ class LatentActionModel(nn.Module):
         quantized = self.quantizer(self._vectors(patches, bias))
         predicted = self._draw(patches, quantized.vectors, bias)
         reconstruction = F.mse_loss(predicted.float(), frames[:, 1:])
-        counts = torch.bincount(quantized.indices.flatten(), minlength=self.num_actions).float()
+        counts = count_codes(quantized.indices, self.num_actions)
         logs = {
             "lam_reconstruction": reconstruction.detach(),
             "lam_quantizer": quantized.loss.detach(),

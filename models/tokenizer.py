@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from models.components.cache import TransformerCache
 from models.components.patches import PatchEmbedding, PixelHead, check_image_size
 from models.components.positions import ContinuousPositionBias
-from models.components.quantizers import perplexity
+from models.components.quantizers import count_codes, perplexity
 from models.components.st_transformer import STTransformer
 from models.interfaces import Clip, StepOutput
 
@@ -79,7 +79,7 @@ class STViViT(nn.Module):
         frames = self._draw(quantized.vectors, bias)
         reconstruction = self.reconstruction_loss(frames.float(), clip.frames)
         loss = reconstruction + quantized.loss
-        counts = torch.bincount(quantized.indices.flatten(), minlength=self.codebook_size).float()
+        counts = count_codes(quantized.indices, self.codebook_size)
         logs = {
             "reconstruction": reconstruction.detach(),
             "quantizer": quantized.loss.detach(),

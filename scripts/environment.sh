@@ -142,6 +142,8 @@ choose_launcher() {
   if [[ -n $accelerate_config ]]; then
     [[ -f $accelerate_config ]] || fail "--accelerate_config=$accelerate_config is not a file; accelerate config writes one"
     [[ -z $num_processes ]] || export LAMP_NUM_PROCESSES=$num_processes
+    export LAMP_ACCELERATE_CONFIG=$accelerate_config
+    "$python" -m training.main "${arguments[@]}" --check || exit
     launcher+=(scripts/launch.py accelerate launch "--config_file=$accelerate_config" ${num_processes:+"--num_processes=$num_processes"})
     return
   fi

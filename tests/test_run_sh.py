@@ -191,7 +191,16 @@ def test_several_machines_are_passed_on(two_gpus):
 def test_an_accelerate_config_decides_alone(two_gpus):
     (two_gpus / "mine.yaml").touch()
     words = given(run(two_gpus, "--accelerate_config=mine.yaml", "--name=a"))
-    assert words == ["accelerate", "launch", "--config_file=mine.yaml", "-m", "training.main", "--name=a"]
+    file = (two_gpus / "mine.yaml").resolve()
+    assert words == ["accelerate", "launch", f"--config_file={file}", "-m", "training.main", "--name=a"]
+
+
+def test_an_accelerate_config_is_found_from_where_the_user_stands_and_checked_first(ready, tmp_path):
+    (tmp_path / "mine.yaml").touch()
+    words = given(run(ready, "--accelerate_config=mine.yaml", cwd=tmp_path))
+    assert f"--config_file={(tmp_path / 'mine.yaml').resolve()}" in words
+    done = run(ready, "--accelerate_config=mine.yaml", cwd=tmp_path, CHECK_EXIT="2")
+    assert done.returncode == 2 and done.stdout == ""
 
 
 def test_more_processes_than_gpus_is_an_error(two_gpus):

@@ -6,6 +6,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from training import sharding
+
 
 class MovingAverage:
     """Exponential moving average of parameters; `decay` is reached gradually, so that a short run is not its start.
@@ -49,4 +51,4 @@ class MovingAverage:
 def copy_into(targets: dict[str, Tensor], values: dict[str, Tensor]) -> None:
     """Copy by name, over devices; the targets stay the same tensors."""
     for name, target in targets.items():
-        target.copy_(values[name])
+        target.copy_(sharding.like(target, values[name]))

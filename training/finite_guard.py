@@ -72,7 +72,8 @@ class FiniteGuard:
         """Called with the loss of every micro-batch."""
         watch = self._watch(part)
         is_first = ~torch.isfinite(loss.detach()) & (watch.bad_batch < 0)
-        watch.bad_batch = torch.where(is_first, watch.num_batches, watch.bad_batch)
+        # Filled here and below: `torch.where` would copy a number to the device, and the host would wait.
+        watch.bad_batch = watch.bad_batch.masked_fill(is_first, watch.num_batches)
         watch.num_batches += 1
 
     def allows_update(self, part: str, step: int, grad_norm: Tensor, optimizer: Optimizer) -> bool:
@@ -107,12 +108,12 @@ class FiniteGuard:
 
     def _note(self, watch: _Watch, step: int, is_bad: Tensor) -> None:
         is_new = is_bad & (self.stop_at == NEVER)  # what came first counts once the training is to stop
-        self.last_step = torch.where(is_new, step, self.last_step)
+        self.last_step = self.last_step.masked_fill(is_new, step)
         self.last_batch = torch.where(is_new, watch.bad_batch, self.last_batch)
         self.total = self.total + is_new
-        watch.in_a_row = torch.where(is_bad, watch.in_a_row + 1, 0)
+        watch.in_a_row = (watch.in_a_row + 1).masked_fill(~is_bad, 0)
         is_enough = is_new & (watch.in_a_row >= self.patience)
-        self.stop_at = torch.where(is_enough, step, self.stop_at)
+        self.stop_at = self.stop_at.masked_fill(is_enough, step)
 
     def check(self) -> None:
         """Waits for the device. Raises ValueError in all processes where the training has to stop."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig
 
-from training import command_line
+from training import accelerate_config, command_line
 from training.settings import EvalSettings, ScheduleSettings, TokenizeSettings, TrainSettings
 
 # mode -> the function that does it, given the composed configuration
@@ -84,7 +84,7 @@ def check(cfg: DictConfig) -> None:
                 raise ValueError(
                     f"the config has no {group}; start it with defaults: [genie_redux, _self_] or another entry"
                 )
-        TrainSettings.from_config(cfg.train)
+        accelerate_config.check(TrainSettings.from_config(cfg.train))
         EvalSettings.from_config(cfg.eval)
         ScheduleSettings.from_optimizer(cfg.optimizer)
     if cfg.mode == "tokenize":
@@ -97,6 +97,12 @@ def check(cfg: DictConfig) -> None:
 def check_world_size() -> None:
     """Raise ValueError where the launcher started another number of processes than was asked for."""
     asked, started = os.environ.get("LAMP_NUM_PROCESSES"), int(os.environ.get("WORLD_SIZE", 1))
+    in_file = accelerate_config.num_processes()
+    if asked is None and in_file not in (None, started):
+        raise ValueError(
+            f"--accelerate_config={accelerate_config.read()[0]} says num_processes: {in_file}, but {started} started "
+            "(accelerate starts several on GPUs only); on a CPU leave it out and set --num_processes=N"
+        )
     if asked is not None and int(asked) != started:
         raise ValueError(f"--num_processes={asked} was asked for, but {started} started; see scripts/environment.sh")
 

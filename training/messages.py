@@ -26,8 +26,9 @@ def opening(run: "Trainer") -> str:
     length = f"{settings.num_train_steps:,} steps"
     if settings.max_train_seconds is not None:
         length += f", or {duration(settings.max_train_seconds)} if that ends first"
+    how = ", sharded" * (settings.sharding is not None) + ", compiled" * settings.compile
     facts = {
-        "device": f"{device}, {precision}, {accelerator.num_processes} process(es)",
+        "device": f"{device}, {precision}, {accelerator.num_processes} process(es){how}",
         "parameters": f"{count:,} trainable",
         "data": f"{settings.dataset_name}: {len(run.dataset):,} clips of {settings.num_frames} frames {height}x{width}",
         "batch": f"{settings.batch_size} clips x {settings.grad_accum} accumulated x {accelerator.num_processes} "

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
@@ -74,11 +75,15 @@ def muon_with_adamw(
 
 
 class MuonWithAdamW(Optimizer):
-    """Several optimizers that look like one. The parameter groups are theirs, so setting a rate here sets it there."""
+    """Several optimizers that look like one. The parameter groups are theirs, so setting a rate here sets it there.
+
+    As with fused AdamW, an attribute `found_inf` (a tensor, 1 where a step must do nothing) is obeyed on the device.
+    """
 
     def __init__(self, parts: dict[str, Optimizer]):
         self.parts = parts
         super().__init__([p for part in parts.values() for group in part.param_groups for p in group["params"]], {})
+        self._step_supports_amp_scaling = True
         self._share_groups()
 
     def _share_groups(self) -> None:
@@ -86,8 +91,13 @@ class MuonWithAdamW(Optimizer):
 
     def step(self, closure=None):
         loss = None if closure is None else closure()
+        found_inf = getattr(self, "found_inf", None)
         for part in self.parts.values():
-            part.step()
+            if found_inf is not None and not getattr(part, "_step_supports_amp_scaling", False):
+                _step_unless(found_inf, part)
+            else:
+                part.found_inf = found_inf
+                part.step()
         return loss
 
     def state_dict(self) -> dict[str, Any]:
@@ -97,3 +107,22 @@ class MuonWithAdamW(Optimizer):
         for name, part in self.parts.items():
             part.load_state_dict(state_dict[name])
         self._share_groups()
+
+
+@torch.no_grad()
+def _step_unless(found_inf: Tensor, optimizer: Optimizer) -> None:
+    """A step that is taken back where found_inf is 1. Needs the optimizer's weights and state twice for a moment."""
+    bad = found_inf > 0
+    weights = [weight for group in optimizer.param_groups for weight in group["params"] if weight.grad is not None]
+    before = [(tensor, tensor.clone()) for tensor in (*weights, *_tensors(optimizer))]
+    optimizer.step()
+    for tensor, value in before:
+        tensor.copy_(torch.where(bad, value, tensor))
+    known = {id(tensor) for tensor, _ in before}
+    for tensor in _tensors(optimizer):
+        if id(tensor) not in known:  # made by this step, out of zeros
+            tensor.masked_fill_(bad, 0)
+
+
+def _tensors(optimizer: Optimizer) -> list[Tensor]:
+    return [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]

@@ -43,14 +43,17 @@ class Rescue(AbstractContextManager):
         self._thread = threading.Thread(target=self._watch, name="rescue")
 
     def __enter__(self) -> "Rescue":
-        self._thread.start()
+        # What is sharded takes all main threads to collect: a signal waits for the end of the step there.
+        if self.run.settings.sharding is None:
+            self._thread.start()
         return self
 
     def __exit__(self, *exception) -> None:
         if not self._is_leaving:  # else whatever happened here came of processes that are leaving already
             self._is_over.set()
             self.interrupts.wake()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
 
     def stand_down(self) -> None:
         """The loop has ended and its own way to save begins. Does not return where a step is being dropped."""

@@ -10,7 +10,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from models import pretrained
-from training import checkpoint
+from training import checkpoint, sharding
 from training.setup import load_weights
 from training.state import Moment
 
@@ -72,7 +72,9 @@ class Saver:
         with state.lock:
             state.remember()
             own_states = gather_object([state.moments[-1].own_state()])
-            if run.accelerator.is_main_process:
+            if run.settings.sharding is not None:
+                self._begin_sharded(own_states)
+            elif run.accelerator.is_main_process:
                 self._begin(own_states, state.moments[-1])
             self.saved_step = state.step
         if not run.settings.async_save:
@@ -96,6 +98,17 @@ class Saver:
         tensors, state = run.state.collect(own_states, moment.touched)
         if run.settings.async_save or moment.ready is not None:
             tensors, state = self._memory.copy((tensors, state))
+        self._start(tensors, state)
+
+    def _begin_sharded(self, own_states: list[dict[str, Any]]) -> None:
+        """The main process collects what all of them hold; nothing was touched since the last step."""
+        is_main = self.run.accelerator.is_main_process
+        tensors, state = sharding.collected(self.run.state.collect(own_states, {}), keep=is_main)
+        if is_main:
+            self._start(tensors, state)
+
+    def _start(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        run = self.run
         writing = (tensors, self._metadata(), state, self._keep())
         self._thread = threading.Thread(target=self._write, args=(run.state.step, *writing), name="checkpoint")
         self._thread.start()

@@ -92,6 +92,8 @@ class TrainSettings(Settings):
     num_train_steps: int
     max_train_seconds: float | None
     mixed_precision: str | None
+    sharding: str | None
+    compile: bool
     gradient_checkpointing: bool
     on_nonfinite: str
     ema_decay: float | None
@@ -144,6 +146,9 @@ class TrainSettings(Settings):
             self.fail("ema_decay", "null or a value between 0 and 1, such as 0.999")
         self.one_of("mixed_precision", None, "no", "bf16", "fp16")
         self.one_of("on_nonfinite", "stop", "skip")
+        self.one_of("sharding", None, "fsdp")
+        if self.sharding is not None and self.mixed_precision == "fp16":
+            self.fail("mixed_precision", "bf16, no or null with train.sharding (fp16's loss scale is not shared)")
         self.one_of("logger", "tensorboard", "wandb", "none")
         self.one_of("wandb_mode", "online", "offline", "disabled")
         if self.resume_ckpt is not None and self.init_fpath is not None:

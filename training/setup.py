@@ -5,25 +5,49 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import AutocastKwargs
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.optim import Optimizer
 
 from data.clips import ClipDataset
 from models import pretrained
+from training import accelerate_config, sharding
 from training.settings import TrainSettings
 
 
 def make_accelerator(settings: TrainSettings) -> Accelerator:
-    """Accelerate on whatever the launcher started. Mixed precision: as set, else bf16 on a GPU that has it."""
+    """Accelerate on whatever the launcher started.
+
+    Mixed precision: as set, else as a user's own Accelerate config says, else bf16 on a GPU that has it.
+    """
     has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    handlers = []
+    if settings.sharding is not None:  # autocast's memory of casts would keep every block's weights to the end
+        handlers.append(AutocastKwargs(cache_enabled=False))
     return Accelerator(
-        mixed_precision=settings.mixed_precision or ("bf16" if has_bf16 else "no"),
+        mixed_precision=settings.mixed_precision
+        or accelerate_config.mixed_precision()
+        or ("bf16" if has_bf16 else "no"),
         gradient_accumulation_steps=settings.grad_accum,
         # Modules reduce their own batch statistics; broadcasting rank 0's buffers on every forward would undo that.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+            *handlers,
+        ],
     )
+
+
+def prepare(accelerator: Accelerator, model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
+    """Model and optimizer as Accelerate has them. Several processes share gradients, unless sharding does that."""
+    is_sharded = isinstance(model, FSDPModule)
+    if is_sharded:
+        sharding.shard_optimizer(optimizer)
+    # For "evaluation" it adds autocast but no DDP.
+    return accelerator.prepare_model(model, evaluation_mode=is_sharded), accelerator.prepare_optimizer(optimizer)
 
 
 def build_model(node: DictConfig) -> nn.Module:

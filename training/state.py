@@ -12,7 +12,7 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from models.pretrained import trainable_state
-from training import checkpoint
+from training import checkpoint, sharding
 from training.ema import MovingAverage, copy_into
 from training.logs import Averages
 from training.objectives import Part
@@ -59,6 +59,8 @@ class TrainingState:
         self.model = model
         self.weights = trainable(model)
         self.ema = None if ema_decay is None else MovingAverage(self.weights, ema_decay)
+        # Modules that change by what a whole step showed them, such as codebooks that move dead codes.
+        self.keepers = [module for module in model.modules() if hasattr(module, "end_step")]
         self.step = 0  # updates done
         self.clips_consumed = 0
         self.elapsed = 0.0  # seconds since the training began, as all processes see it; goes on over a resume
@@ -77,6 +79,9 @@ class TrainingState:
 
     def advance(self, num_clips: int) -> None:
         """Called after each update, with the lock."""
+        with sharding.replicas_allowed():
+            for module in self.keepers:
+                module.end_step()
         if self.ema is not None:
             self.ema.update(self.step)
         self.step += 1

@@ -13,7 +13,7 @@ from torch import nn
 
 from data.clips import Clip, ClipDataset, training_batches
 from models import pretrained
-from training import checkpoint, flops, messages, optimizers, out_of_memory, record, tokenization
+from training import checkpoint, compiling, flops, messages, optimizers, out_of_memory, record, sharding, tokenization
 from training.alarm import CollapseAlarm
 from training.clip_names import StepClips
 from training.finite_guard import FiniteGuard
@@ -25,7 +25,7 @@ from training.saving import Saver
 from training.schedules import Schedule
 from training.scorers import chunk_of, sampling_of
 from training.settings import EvalSettings, ScheduleSettings, TokenizeSettings, TrainSettings
-from training.setup import build_model, check_fit, checkpoint_gradients, load_weights, make_accelerator
+from training.setup import build_model, check_fit, checkpoint_gradients, load_weights, make_accelerator, prepare
 from training.state import TrainingState
 from training.usage import Usage
 from training.validation import dreamed_in_training, is_better, validation_scores, write_samples
@@ -76,16 +76,20 @@ class Trainer:
         if settings.token_cache:
             self.dataset = self._open_token_cache(model)
         self.flops_per_clip = flops.of_a_clip(model, self.dataset, self.accelerator)
+        if settings.compile:
+            compiling.compile_blocks(model, self.accelerator.device)
         if hasattr(model, "rollout") and self.rolling is not None:
             rolling = dreamed_in_training(self.rolling, settings)
             model.dynamics.rule.check(sampling_of(rolling), chunk_of(rolling))
         set_seed(settings.seed, device_specific=True)  # … and draws its own numbers outside of what clip seeds key
         if settings.init_fpath is not None:
             load_weights(model, settings.init_fpath, self.config, "train.init_fpath")
+        if settings.sharding is not None:
+            sharding.shard(model, self.accelerator)
         optimizer = optimizers.build(optimizer_node, model)
         schedule = Schedule(optimizer, schedule_settings, settings.num_train_steps)
         # The schedule is not given to prepare(): it would step once per process.
-        module, optimizer = self.accelerator.prepare(model, optimizer)
+        module, optimizer = prepare(self.accelerator, model, optimizer)
         schedule.optimizer = optimizer
         parts = {MODEL: Part(module, optimizer, schedule)}
         # Unwrapped: the same weights, and mixed precision stays on.
@@ -222,6 +226,7 @@ class Trainer:
             if self.accelerator.sync_gradients:
                 update.enter_context(self.state.lock)  # until here a step can be dropped, from here it is finished
                 grad_norm = self.accelerator.clip_grad_norm_(part.module.parameters(), self.max_grad_norm)
+                grad_norm = sharding.in_full(grad_norm)
                 self.averages.add({f"{prefix}/grad_norm": grad_norm})
                 if self.guard.allows_update(name, self.state.step, grad_norm, part.optimizer):
                     part.optimizer.step()
@@ -301,7 +306,7 @@ class Trainer:
         state, common = self.state, (self.held_out, self.settings, self.accelerator)
         folder = self.run_dpath / "samples" / checkpoint.step_name(state.step)
         pictures, usage = [], Usage(state.model)
-        with state.averaged_weights():
+        with state.averaged_weights(), sharding.whole_weights(state.model), compiling.eagerly():
             with usage.counting():
                 scores = validation_scores(state.model, *common, state.step)
             if self.accelerator.is_main_process:

@@ -21,7 +21,14 @@ class BiaslessLayerNorm(nn.Module):
         self.register_buffer("beta", torch.zeros(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, x.shape[-1:], self.gamma, self.beta, LAYER_NORM_EPS)
+        return F.layer_norm(x.to(self.gamma.dtype), x.shape[-1:], self.gamma, self.beta, LAYER_NORM_EPS)
+
+
+class WideLayerNorm(nn.LayerNorm):
+    """LayerNorm in the type of its weights. Autocast sees to that on a GPU, but not on a CPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype))
 
 
 class Attention(nn.Module):

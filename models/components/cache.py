@@ -8,7 +8,7 @@ are fixed from the start and times are tensors, so that the same kernels run for
 import torch
 from torch import Tensor
 
-from models.components.positions import alibi_slopes
+from models.components.positions import slopes_on
 
 TAPS = 2  # past frames that a convolution over time reads
 # Slots beyond the needed ones: times before 0 must find slots that nothing was written to.
@@ -125,6 +125,6 @@ def ring_bias(times: Tensor, size: int, window: int, heads: int) -> Tensor:
     held = newest - (newest - slots) % size  # the time of the frame in each slot
     distance = times[:, None] - held
     is_seen = (distance >= 0) & (distance < window) & (held >= 0)
-    slopes = torch.tensor(alibi_slopes(heads), device=times.device)
+    slopes = slopes_on(times.device, heads)
     bias = -distance.float() * slopes[:, None, None]
     return bias.masked_fill(~is_seen, float("-inf"))

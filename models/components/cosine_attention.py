@@ -55,7 +55,8 @@ def cached_attention(
 
 
 def _normed(x: Tensor, scale: Tensor) -> Tensor:
-    return F.normalize(x, dim=-1, eps=EPS) * scale
+    # In the type of the scale: under autocast a CPU would leave norms to half precision.
+    return F.normalize(x.to(scale.dtype), dim=-1, eps=EPS) * scale
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, q_scale: Tensor, k_scale: Tensor, bias: Tensor) -> Tensor:

@@ -4,6 +4,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from models.components.attention import WideLayerNorm
+
 
 def check_image_size(image_size, patch_size: int) -> tuple[int, int]:
     """(H, W) as ints. Raises ValueError unless the patch size divides both."""
@@ -38,7 +40,7 @@ class PatchEmbedding(nn.Module):
         width = channels * patch_size**2
         self.first, self.rest = (
             nn.Sequential(
-                nn.LayerNorm(width) if norm_pixels else nn.Identity(), nn.Linear(width, dim), nn.LayerNorm(dim)
+                WideLayerNorm(width) if norm_pixels else nn.Identity(), nn.Linear(width, dim), WideLayerNorm(dim)
             )
             for _ in range(2)
         )

@@ -53,12 +53,17 @@ def alibi_slopes(heads: int) -> list[float]:
     return series(power) + series(2 * power)[0::2][: heads - power]
 
 
+def slopes_on(device: torch.device | None, heads: int) -> Tensor:
+    """`alibi_slopes` as a tensor, (heads,), filled on the device: a list would be copied there, and the host wait."""
+    return torch.stack([torch.full((), slope, device=device) for slope in alibi_slopes(heads)])
+
+
 def causal_alibi(num_frames: int, heads: int, device=None, window: int | None = None) -> Tensor:
     """Mask for causal attention over time: -slope·distance to the past, -inf to the future; (heads, T, T).
 
     window: -inf also to frames that are so many or more frames back; None for no such limit.
     """
-    slopes = torch.tensor(alibi_slopes(heads), device=device)
+    slopes = slopes_on(device, heads)
     time = torch.arange(num_frames, device=device)
     distance = (time[:, None] - time[None, :]).float()
     mask = -distance * slopes[:, None, None]

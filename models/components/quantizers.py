@@ -21,6 +21,14 @@ class Quantized(NamedTuple):
     loss: Tensor  # scalar; 0 where the quantizer needs none
 
 
+def count_codes(indices: Tensor, codebook_size: int) -> Tensor:
+    """How often each code was chosen, (K,) int64. `bincount` would make the host wait for a GPU."""
+    chosen = indices.flatten()
+    return torch.zeros(codebook_size, dtype=torch.int64, device=chosen.device).scatter_add_(
+        0, chosen, torch.ones_like(chosen)
+    )
+
+
 def perplexity(counts: Tensor) -> Tensor:
     """Effective number of codes in use, exp of the entropy of their shares; counts: (K,)."""
     share = counts / counts.sum().clamp(min=1)
@@ -34,8 +42,8 @@ class VectorQuantizer(nn.Module):
     published, codes are a plain parameter and are not normalised. Loss: ‖code - sg(z)‖² + commitment·‖sg(code) - z‖²,
     averaged; zero in eval mode, as published.
 
-    dead_code_steps: a code that no vector chose in so many training passes (micro-batches) moves to a vector of the
-        batch, the same one on every process; null leaves dead codes alone, as published.
+    dead_code_steps: a code that no vector chose in so many steps moves to a vector of the step (`end_step`), the same
+        one however the step was split over processes and micro-batches; null leaves dead codes alone, as published.
     normalize_codes: compare with L2-normalised codes and return those.
     """
 
@@ -59,7 +67,8 @@ class VectorQuantizer(nn.Module):
         self.embed = nn.Parameter(F.normalize(torch.randn(codebook_size, codebook_dim), dim=-1))
         if dead_code_steps is not None:
             self.register_buffer("idle_steps", torch.zeros(codebook_size))
-            self.register_buffer("num_passes", torch.zeros(1, dtype=torch.int64))
+            self.register_buffer("num_passes", torch.zeros(1, dtype=torch.int64))  # steps; once micro-batches
+        self._seen: _Seen | None = None  # of the present step; nothing of it outlives the step
 
     def codebook(self) -> Tensor:
         return F.normalize(self.embed, dim=-1) if self.normalize_codes else self.embed
@@ -77,13 +86,10 @@ class VectorQuantizer(nn.Module):
     def forward(self, x: Tensor) -> Quantized:
         with torch.autocast(x.device.type, enabled=False):
             z = self._project(x)
-            revives = self.training and self.dead_code_steps is not None
-            if revives:
-                self._revive_dead_codes(z.detach())
             codebook = self.codebook()
             indices = (z.detach() @ codebook.detach().T).argmax(dim=-1)
-            if revives:
-                self._count_idle_steps(indices)
+            if self.training and self.dead_code_steps is not None:
+                self._remember(z.detach().flatten(0, -2), indices)
             code = F.embedding(indices, codebook)
             loss = z.new_zeros(())
             if self.training:
@@ -91,27 +97,65 @@ class VectorQuantizer(nn.Module):
             return Quantized(self.project_out(z + (code - z).detach()), indices, loss)
 
     @torch.no_grad()
-    def _count_idle_steps(self, indices: Tensor) -> None:
-        used = torch.bincount(indices.flatten(), minlength=self.codebook_size)
-        if dist.is_initialized():
-            dist.all_reduce(used)
-        self.idle_steps.add_(1).masked_fill_(used > 0, 0)
-        self.num_passes.add_(1)
+    def _remember(self, vectors: Tensor, indices: Tensor) -> None:
+        """Add a micro-batch to what the step has seen: codes chosen, and as many of its vectors as there are codes.
+
+        Which vectors: those of the highest lot, which depends on the step and on where the vector stands in the joint
+        batch of all processes and micro-batches.
+        """
+        count, (world_size, rank) = len(vectors), _processes()
+        seen = self._seen or _Seen(0, indices.new_zeros(self.codebook_size), indices.new_zeros(0), vectors[:0])
+        positions = torch.arange(count, device=vectors.device) + (seen.num_vectors + rank * count)
+        lots = (uniform(self.num_passes * 2**32 + positions, (0,), ()) * 2**24).long() * 2**32 + positions  # no ties
+        self._seen = _Seen(
+            seen.num_vectors + world_size * count,
+            seen.used + count_codes(indices, self.codebook_size),
+            *_highest(self.codebook_size, torch.cat([seen.lots, lots]), torch.cat([seen.vectors, vectors])),
+        )
 
     @torch.no_grad()
-    def _revive_dead_codes(self, z: Tensor) -> None:
-        dead = self.idle_steps >= self.dead_code_steps
-        if not dead.any():
+    def end_step(self) -> None:
+        """Called by the trainer after each update, on all processes: dead codes move to vectors of the step."""
+        if self._seen is None:
             return
-        candidates = z.flatten(0, -2)
-        if dist.is_initialized():
-            parts = [torch.empty_like(candidates) for _ in range(dist.get_world_size())]
-            dist.all_gather(parts, candidates.contiguous())
-            candidates = torch.cat(parts)
-        # Which vectors: a pure function of the pass, hence equal on every process and after a resume.
-        chosen = (uniform(self.num_passes, (0,), (self.codebook_size,))[0] * len(candidates)).long()
-        self.embed[dead] = candidates[chosen[dead]]
-        self.idle_steps[dead] = 0
+        _, used, lots, vectors = self._seen
+        self._seen = None
+        if _processes()[0] > 1:
+            dist.all_reduce(used)
+            lots, vectors = _highest(self.codebook_size, _from_all(lots), _from_all(vectors))
+        self.idle_steps.add_(1).masked_fill_(used > 0, 0)
+        dead = self.idle_steps >= self.dead_code_steps
+        chosen = vectors[torch.arange(self.codebook_size, device=lots.device) % len(lots)]
+        self.embed.copy_(torch.where(dead[:, None], chosen, self.embed))  # without asking the device if any is dead
+        self.idle_steps.masked_fill_(dead, 0)
+        self.num_passes.add_(1)
+
+
+class _Seen(NamedTuple):
+    """What a step has shown a codebook so far."""
+
+    num_vectors: int  # on all processes
+    used: Tensor  # (K,) how often each code was chosen on this one
+    lots: Tensor  # (up to K,) int64, falling
+    vectors: Tensor  # (up to K, codebook_dim), those of these lots
+
+
+def _highest(count: int, lots: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """The `count` highest lots, falling, and their vectors; all where there are fewer."""
+    lots, order = lots.topk(min(count, len(lots)))
+    return lots, vectors[order]
+
+
+def _processes() -> tuple[int, int]:
+    """How many train together, and which one this is."""
+    return (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+
+
+def _from_all(rows: Tensor) -> Tensor:
+    """The rows of all processes, in their order; as many from each."""
+    parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, rows.contiguous())
+    return torch.cat(parts)
 
 
 class FiniteScalarQuantizer(nn.Module):
@@ -138,7 +182,7 @@ class FiniteScalarQuantizer(nn.Module):
 
     def _bounded(self, x: Tensor) -> Tensor:
         half_range = (self.levels - 1) * (1 + 1e-3) / 2
-        offset = torch.where(self.levels % 2 == 0, 0.5, 0.0)
+        offset = (self.levels % 2 == 0) * 0.5
         return torch.tanh(self.project_in(x.float()) + torch.atanh(offset / half_range)) * half_range - offset
 
     def _index(self, rounded: Tensor) -> Tensor:

@@ -58,10 +58,9 @@ def test_codes_that_nobody_chose_move_to_vectors_of_the_batch():
     torch.manual_seed(1)
     quantizer = QUANTIZERS["vq-revived"](dim=16)
     x = torch.randn(1, 16).expand(20, 16)  # one vector can use one code only
-    for _ in range(2):
-        quantizer(x)
+    pass_batches(quantizer, [x])
     away = quantizer.codebook().detach().clone()
-    quantizer(x)
+    pass_batches(quantizer, [x])
     moved = (quantizer.codebook() != away).any(dim=1)
     assert moved.sum() == 11
     z = F.normalize(quantizer.project_in(x[0]), dim=-1)
@@ -69,8 +68,10 @@ def test_codes_that_nobody_chose_move_to_vectors_of_the_batch():
 
 
 def pass_batches(quantizer, batches: list[torch.Tensor]) -> torch.Tensor:
+    """A step for each batch; returns the codes as they are then."""
     for batch in batches:
         quantizer(batch)
+        quantizer.end_step()
     return quantizer.embed.detach()
 
 
@@ -97,6 +98,32 @@ def test_two_processes_move_dead_codes_to_where_one_would_move_them(tmp_path):
     assert (together != before).any()
     for rank in range(2):
         torch.testing.assert_close(torch.load(tmp_path / str(rank)), together)
+
+
+def test_dead_codes_move_alike_in_one_batch_and_in_micro_batches():
+    found = []
+    for parts in (1, 2, 3):
+        torch.manual_seed(1)
+        quantizer = QUANTIZERS["vq-revived"](dim=16)
+        for batch in few_vectors():
+            for micro_batch in batch.chunk(parts):
+                quantizer(micro_batch)
+            quantizer.end_step()
+        found.append(dict(quantizer.state_dict()))
+    assert (found[0]["idle_steps"] > 0).any()
+    for other in found[1:]:
+        for name, value in found[0].items():
+            assert torch.equal(other[name], value), name
+
+
+def test_evaluation_leaves_no_trace_in_what_a_step_has_seen():
+    torch.manual_seed(1)
+    quantizer = QUANTIZERS["vq-revived"](dim=16).eval()
+    before = {name: value.clone() for name, value in quantizer.state_dict().items()}
+    for batch in few_vectors():
+        quantizer(batch)
+        quantizer.end_step()
+    assert all(torch.equal(value, before[name]) for name, value in quantizer.state_dict().items())
 
 
 def test_finite_scalar_codes_are_a_lattice_that_indices_enumerate():

@@ -51,3 +51,22 @@ def test_a_rollout_on_the_gpu_is_that_of_the_cpu(name):
     gpu = world.cuda().rollout(*parts, sampling=sampling, seeds=batch.seeds.cuda())
     # Near ties may fall either way between two machines' roundings, and what follows them with it.
     assert (gpu.tokens.cpu() == cpu.tokens).float().mean() > 0.95
+
+
+class Watched(Trainer):
+    """From its third step on, a step in which the host waits for the GPU is an error."""
+
+    def _train_step(self, batches) -> None:
+        torch.cuda.set_sync_debug_mode("error" if self.state.step >= 2 else "default")
+        try:
+            super()._train_step(batches)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("precision", ["bf16", "no"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("kind", [*tiny.KINDS, *tiny.VARIANTS])
+def test_the_host_never_waits_for_the_gpu_within_a_step(kind, optimizer, precision, tmp_path):
+    settings = {"train__mixed_precision": precision, "train__grad_accum": 2, "train__ema_decay": 0.9}
+    Watched(tiny.configure(kind, tmp_path, **settings, optimizer=optimizer, train__log_every=4)).run()

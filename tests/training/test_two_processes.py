@@ -17,6 +17,7 @@ from training.trainer import train
 
 COMMON = {"linear": True, "train__num_train_steps": 3, "optimizer__max_grad_norm": 0.05, "train__validate_every": 3}
 COMMON |= {"optimizer__kind": "constant"}
+ALL = (*tiny.KINDS, *tiny.VARIANTS)
 
 
 def launch_two(root: Path, *words: str) -> subprocess.CompletedProcess:
@@ -27,19 +28,19 @@ def launch_two(root: Path, *words: str) -> subprocess.CompletedProcess:
 def trained_twice(tmp_path_factory) -> Path:
     """Every kind of model, trained by two processes with accumulation 2 and by one on the joint batch."""
     root = tmp_path_factory.mktemp("two")
-    for kind in tiny.KINDS:  # data and the frozen tokenizer are written before two processes look for them
+    for kind in ALL:  # data and the frozen tokenizer are written before two processes look for them
         configure(kind, root)
     train(configure("genie_redux_guided", root, name="one", **COMMON, train__batch_size=8))
     words = [f"{key}={value}" for key, value in COMMON.items()]
-    done = launch_two(root, *tiny.KINDS, "from_one", *words, "train__batch_size=2", "train__grad_accum=2")
+    done = launch_two(root, *ALL, "from_one", *words, "train__batch_size=2", "train__grad_accum=2")
     assert done.returncode == 0, done.stdout
     return root
 
 
-@pytest.mark.parametrize("kind", tiny.KINDS)
+@pytest.mark.parametrize("kind", ALL)
 def test_two_processes_make_the_update_of_one_on_the_joint_batch(trained_twice, kind):
     train(configure(kind, trained_twice, name=f"{kind}-one", **COMMON, train__batch_size=8))
-    runs = trained_twice / "runs" / ("tokenizer" if kind == "noisy_line" else kind)
+    runs = trained_twice / "runs" / tiny.model_of(kind)
     one, two = (load_file(runs / name / "step-00000003" / "model.safetensors") for name in (f"{kind}-one", kind))
     assert one.keys() == two.keys()
     for name, value in one.items():
@@ -78,7 +79,7 @@ def test_a_process_goes_on_with_its_random_state_and_a_new_one_begins_its_own(tr
     assert torch.equal(second["torch"], torch.get_rng_state())
 
 
-@pytest.mark.parametrize("kind", tiny.KINDS)
+@pytest.mark.parametrize("kind", ALL)
 def test_both_processes_hold_the_same_weights(trained_twice, kind):
     first, second = (torch.load(trained_twice / f"{kind}-rank{rank}.pt", weights_only=True) for rank in (0, 1))
     for name, value in first.items():

@@ -18,6 +18,12 @@ from training.setup import build_model
 
 SIZE = 16
 KINDS = ("noisy_line", "tokenizer", "genie_redux", "genie_redux_guided")
+# Kinds again with a quantizer that keeps statistics of the batch, or has other codes: name -> (kind, settings).
+VARIANTS = {
+    "tokenizer_fsq": ("tokenizer", {"quantizer": "fsq"}),
+    "tokenizer_revived": ("tokenizer", {"quantizer__dead_code_steps": 2, "quantizer__normalize_codes": "true"}),
+    "genie_redux_revived": ("genie_redux", {"quantizer": "small_actions", "quantizer__dead_code_steps": 1}),
+}
 SMALL = {
     "tokenizer": "tokenizer.dim=32 tokenizer.heads=2 tokenizer.dim_head=16 tokenizer.patch_size=8 "
     "tokenizer.encoder_blocks=1 tokenizer.decoder_blocks=1",
@@ -82,12 +88,15 @@ def write_data(root: Path) -> None:
 
 
 def configure(kind: str, root: Path, **settings: object) -> DictConfig:
-    """A config for one of `KINDS` with its data, tokenizer and runs below `root`; settings as `train__batch_size=1`.
+    """A config for a kind or variant with its data, tokenizer and runs below `root`; settings as `train__batch_size=1`.
 
     `linear=True` trains by SGD, whose updates are as exact as the gradients. Adam divides by their size, so that where
     a gradient is zero but for rounding (a bias that softmax ignores), equal computations part by whole steps.
     """
     is_linear = settings.pop("linear", False)
+    if kind in VARIANTS:
+        kind, own = VARIANTS[kind]
+        settings = own | settings
     if not (root / "data").exists():
         write_data(root / "data")
     entry = "tokenizer" if kind == "noisy_line" else kind
@@ -104,6 +113,12 @@ def configure(kind: str, root: Path, **settings: object) -> DictConfig:
     if kind == "noisy_line":
         cfg.network = {"_target_": f"{__name__}.NoisyLine", "width": 8}
     return cfg
+
+
+def model_of(kind: str) -> str:
+    """The folder below `runs` in which trainings of a kind or variant lie."""
+    kind = VARIANTS[kind][0] if kind in VARIANTS else kind
+    return "tokenizer" if kind == "noisy_line" else kind
 
 
 def tiny_tokenizer(root: Path) -> Path:

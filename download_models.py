@@ -2,7 +2,7 @@
 
     python download_models.py                              the three GenieRedux models, into checkpoints/
     python download_models.py --models tokenizer guided    some of them
-    python download_models.py --models --fid               only the Inception network that FID needs, into weights/
+    python download_models.py --models --fid --fvd --lpips only the networks that these metrics need, into weights/
 
 A broken transfer goes on where it stopped when the command is run again. A file gets its name only after its size, its
 hash and what it holds have been checked. HF_ENDPOINT chooses another hub than huggingface.co.
@@ -24,7 +24,7 @@ from huggingface_hub.utils import close_session, get_session
 from tqdm import tqdm
 
 from models import pretrained
-from training.metrics import INCEPTION, INCEPTION_URL
+from training import weight_files
 from training.setup import describe
 
 HUB = "https://huggingface.co"
@@ -48,10 +48,17 @@ class WeightFile:
     needed_by: str
     holds: str | None = None  # the model that it must turn out to be; None: not one of ours
     sha256: str = ""  # first digits, where they are known beforehand; else they come from the hub
+    flag: str | None = None  # that asks for it; None: --models
 
     @property
     def url(self) -> str:
-        return self.source if "://" in self.source else hf_hub_url(REPOSITORY, self.source, endpoint=endpoint())
+        if "://" not in self.source:
+            return hf_hub_url(REPOSITORY, self.source, endpoint=endpoint())
+        return self.source.replace(HUB, endpoint(), 1) if self.source.startswith(f"{HUB}/") else self.source
+
+
+def _of_metric(name: str, file: weight_files.NetworkFile, size: str, needed_by: str) -> WeightFile:
+    return WeightFile(name, file.url, f"weights/{file.name}", size, needed_by, sha256=file.sha256, flag=file.flag)
 
 
 def _published(name: str, folder: str, size: str, needed_by: str, holds: str) -> WeightFile:
@@ -81,14 +88,9 @@ TABLE = (
         "config genie_redux (--eval.model_fpath=)",
         "WorldModel with LatentActions",
     ),
-    WeightFile(
-        "inception",
-        INCEPTION_URL,
-        f"weights/{INCEPTION}",
-        "0.1 GB",
-        "the metrics fid and fid_nearest (eval.weights_dir)",
-        sha256=re.search(r"-([0-9a-f]{8})\.", INCEPTION)[1],
-    ),
+    _of_metric("inception", weight_files.INCEPTION, "0.1 GB", "the metrics fid and fid_nearest (eval.weights_dir)"),
+    _of_metric("i3d", weight_files.I3D, "0.05 GB", "the metric fvd (eval.weights_dir)"),
+    _of_metric("alexnet", weight_files.ALEXNET, "0.2 GB", "the metric lpips (eval.weights_dir)"),
 )
 MODELS = tuple(file.name for file in TABLE if file.holds)
 
@@ -159,7 +161,7 @@ def look_up(file: WeightFile) -> Remote:
         try:
             facts = get_hf_file_metadata(url, token=False, headers=PLAIN)
         except EntryNotFoundError:
-            if url == file.source:
+            if "://" in file.source:
                 raise
             url = hf_hub_url(REPOSITORY, _find_moved(file), endpoint=endpoint())
             facts = get_hf_file_metadata(url, token=False, headers=PLAIN)
@@ -284,9 +286,11 @@ def main(words: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--models", nargs="*", choices=MODELS, default=MODELS, help="which models; all by default")
-    parser.add_argument("--fid", action="store_true", help="fetch the Inception network too")
+    for file in TABLE:
+        if file.flag is not None:
+            parser.add_argument(file.flag, action="store_true", dest=file.name, help=f"fetch {file.fpath} too")
     arguments = parser.parse_args(words)
-    chosen = [file for file in TABLE if file.name in arguments.models or (file.name == "inception" and arguments.fid)]
+    chosen = [file for file in TABLE if file.name in arguments.models or (file.flag and getattr(arguments, file.name))]
     root = Path()
     for number, file in enumerate(chosen):
         try:

@@ -5,6 +5,7 @@
 #
 #   --config=NAME.yaml      an entry of configs/ or the path of a yaml of your own; tokenizer.yaml without this
 #   --mode=MODE             train | eval; tokenize writes the tokens that --train.token_cache=true reads;
+#                           compare puts the results of evaluations into one table, --compare.inputs=[FILE,FOLDER];
 #                           pipeline is the mode of quickstart.yaml;
 #                           test runs pytest and hands it the other arguments;
 #                           generate is data_generation/generate.py, with its own configs

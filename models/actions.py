@@ -30,6 +30,11 @@ class LatentActions(nn.Module):
     def infer(self, seen: Observed) -> Tensor:
         return self.lam.indices(seen.frames)
 
+    def infer_latents(self, seen: Observed) -> tuple[Tensor, Tensor]:
+        """Indices (B, T-1) and the vectors before quantisation, (B, T-1, dim)."""
+        vectors = self.lam.vectors(seen.frames)
+        return self.lam.quantizer.indices(vectors), vectors
+
     def embed(self, indices: Tensor) -> Tensor:
         return self.lam.embed(indices)
 

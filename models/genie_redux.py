@@ -54,6 +54,11 @@ class WorldModel(nn.Module):
         return self.actions.infer(Observed(clip.frames, clip.actions))
 
     @torch.no_grad()
+    def infer_latents(self, clip: Clip) -> tuple[Tensor, Tensor]:
+        """What `infer` says of a latent world, and the vectors before quantisation that say it, (B, T-1, D)."""
+        return self.actions.infer_latents(Observed(clip.frames, clip.actions))
+
+    @torch.no_grad()
     def start(
         self,
         prompt: Tensor,
@@ -90,27 +95,31 @@ class WorldModel(nn.Module):
         seeds: Tensor,
         chunk: int = 1,
         window: int | None = None,
+        prompt_tokens: Tensor | None = None,
     ) -> Rollout:
         """Dream on from real frames.
 
         prompt: (B, P, C, H, W) float in [0, 1]. actions: (B, P-1+K) indices, `actions[:, t]` leads from frame t to t+1;
         K frames are predicted, `chunk` together: 1 is autoregressive, K is one-go. seeds: (B,), all noise follows from
-        them. window: frames that attention over time reads, None for all. Returns K unclamped frames and the tokens of
-        all P+K.
+        them. window: frames that attention over time reads, None for all. prompt_tokens: (B, P, h, w) where they are at
+        hand, which spares encoding the prompt. Returns K unclamped frames, decoded in full precision also where
+        autocast is on, and the tokens of all P+K.
         """
         num_given = prompt.shape[1]
         num_new = actions.shape[1] - num_given + 1
         if num_new < 1:
             raise ValueError(f"{actions.shape[1]} actions for {num_given} given frames leave no frame to predict")
         self.dynamics.check_length(num_given + num_new, "eval.sample_num_frames")
-        tokens = self.tokenizer.encode(prompt)
+        tokens = self.tokenizer.encode(prompt) if prompt_tokens is None else prompt_tokens
         vectors = self.actions.embed(actions)
         if chunk >= num_new:
             common = {"num_new": num_new, "sampling": sampling, "seeds": seeds, "window": window}
             tokens = torch.cat([tokens, self.dynamics.sample(tokens, vectors, **common)], dim=1)
         else:
             tokens = self._continue(tokens, vectors, chunk, window, sampling=sampling, seeds=seeds)
-        return Rollout(self.tokenizer.decode(tokens, window=window)[:, num_given:], tokens)
+        with torch.autocast(tokens.device.type, enabled=False):
+            frames = self.tokenizer.decode(tokens, window=window)
+        return Rollout(frames[:, num_given:], tokens)
 
     def _continue(
         self, tokens: Tensor, vectors: Tensor, chunk: int, window: int | None, *, sampling: Sampling, seeds: Tensor

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import download_models
-from download_models import TABLE, fetch, main
+from download_models import TABLE, main
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 GOLDEN_NAMES = {"tokenizer": "tokenizer", "guided": "genie_redux_guided", "genie_redux": "genie_redux"}
@@ -214,24 +214,48 @@ def test_offline_one_line_says_what_to_place_where(hub, monkeypatch, capsys):
     assert main(["--models", "tokenizer"]) == 0
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     capsys.readouterr()
-    assert main(["--fid"]) == 2
+    assert main(["--fid", "--fvd", "--lpips"]) == 2
     out, error = capsys.readouterr()
     assert "is there; its source could not be reached" in out
     assert error.count("\n") == 1 and error.startswith("error: http://127.0.0.1:9 could not be reached (Connect")
-    for name in ("guided", "genie_redux", "inception"):
+    for name in ("guided", "genie_redux", "inception", "i3d", "alexnet"):
         assert f"fetch {FILES[name].url} and save it as {FILES[name].fpath}" in error
     assert FILES["tokenizer"].fpath not in error
 
 
-def test_inception_is_known_by_the_hash_in_its_name(hub, tmp_path):
+@pytest.mark.parametrize(("name", "flag"), [("inception", "--fid"), ("i3d", "--fvd"), ("alexnet", "--lpips")])
+def test_a_metric_fetches_its_network_alone_and_knows_it_by_its_hash(hub, monkeypatch, capsys, name, flag):
     body = b"features" * 1000
     digest = hashlib.sha256(body).hexdigest()
-    hub.contents["/inception.pth"] = body
+    hub.contents["/network"] = body
     hub.digest = "not a hash"
-    file = replace(FILES["inception"], source=f"{hub.address}/inception.pth", sha256=digest[:8])
-    assert fetch(file, tmp_path) == tmp_path / file.fpath
-    hub.contents["/inception.pth"] = body[::-1]
-    (tmp_path / file.fpath).unlink()
-    with pytest.raises(ValueError, match="has the hash"):
-        fetch(file, tmp_path)
-    assert FILES["inception"].sha256 == "6726825d"
+    known = len(FILES[name].sha256)
+    file = replace(FILES[name], source=f"{hub.address}/network", sha256=digest[:known])
+    monkeypatch.setattr(download_models, "TABLE", [file if other.name == name else other for other in TABLE])
+    assert main(["--models", flag]) == 0
+    assert left_in(Path()) == [Path(file.fpath).name] and Path(file.fpath).read_bytes() == body
+    assert Path(file.fpath).parent == Path("weights")
+    hub.contents["/network"] = body[::-1]
+    Path(file.fpath).unlink()
+    assert main(["--models", flag]) == 2
+    assert "has the hash" in capsys.readouterr().err
+    assert left_in(Path()) == []
+
+
+def test_the_hashes_of_published_networks_are_known():
+    assert FILES["inception"].sha256 == "6726825d" and FILES["alexnet"].sha256 == "7be5be79"
+    for name in ("inception", "alexnet"):
+        assert FILES[name].sha256 in Path(FILES[name].fpath).name
+    assert FILES["i3d"].sha256 == "bec6519f66ea534e953026b4ae2c65553c17bf105611c746d904657e5860a5e2"
+
+
+def test_another_hub_gives_its_files_of_metrics_too(hub, capsys):
+    path = FILES["i3d"].source.removeprefix(download_models.HUB)
+    hub.contents[path] = b"TorchScript"
+    assert FILES["i3d"].url == f"{hub.address}{path}"
+    assert main(["--models", "--fvd"]) == 2  # found there, but other content
+    assert "has the hash" in capsys.readouterr().err
+    del hub.contents[path]
+    assert main(["--models", "--fvd"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and f"fetch {hub.address}{path} and save it as weights/i3d_torchscript.pt" in error

@@ -1,14 +1,19 @@
-"""The pictures of an evaluation: clips beside what the model makes of them, every action, one action held down."""
+"""The pictures of an evaluation: clips beside what the model makes of them, the best, median and worst of them, every
+action, one action held down.
+"""
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from data.clips import Clip, ClipDataset, evaluation_clips
-from training.scorers import Drawn, first_frames, roll_out
+from training.metrics import psnr
+from training.rollouts import autocast, first_frames, roll_out
+from training.scorers import Drawn
 from training.settings import EvalSettings
-from training.video import Sample, to_pictures, write_dream_vs_real
+from training.video import Sample, animation, to_pictures, write_dream_vs_real, write_gif
 
 NUM_SIDE_BY_SIDE = 6  # clips in dream_vs_real
 
@@ -42,6 +47,24 @@ def samples_of(drawn: Drawn, numbers: list[int], wanted: set[int], action_names:
     return samples
 
 
+def draw(
+    model: nn.Module,
+    dataset: ClipDataset,
+    settings: EvalSettings,
+    folder: Path,
+    samples: list[Sample],
+    psnr_by_clip: np.ndarray,
+    device: torch.device,
+) -> None:
+    """All pictures of an evaluation, or none where `eval.num_samples` is 0."""
+    if not settings.num_samples:
+        return
+    write_pictures(folder, samples)
+    draw_chosen(model, dataset, settings, folder, device, psnr_by_clip)
+    if hasattr(model, "rollout"):
+        draw_every_action(model, dataset, settings, folder, device)
+
+
 def write_pictures(folder: Path, samples: list[Sample]) -> None:
     """`clip-0000.gif|png` for every sample, and `dream_vs_real.gif|png` with several of them."""
     if not samples:
@@ -49,6 +72,55 @@ def write_pictures(folder: Path, samples: list[Sample]) -> None:
     for sample in samples:
         write_dream_vs_real(folder, [sample], f"clip-{sample.number:04d}")
     write_dream_vs_real(folder, [samples[index] for index in sorted(spread(len(samples), NUM_SIDE_BY_SIDE))])
+
+
+def choose(psnr_by_clip: np.ndarray) -> dict[str, int]:
+    """Numbers of the clips with the best, the median and the worst PSNR. psnr_by_clip: (N, T), by clip number."""
+    order = np.argsort(-psnr_by_clip.mean(axis=1), kind="stable")
+    return {"best": int(order[0]), "median": int(order[(len(order) - 1) // 2]), "worst": int(order[-1])}
+
+
+@torch.no_grad()
+def redraw(
+    model: nn.Module, dataset: ClipDataset, settings: EvalSettings, number: int, device: torch.device
+) -> tuple[Drawn, float]:
+    """Clip `number` of the evaluation set once more, and its PSNR in dB.
+
+    Which clips are worth looking at is known only after all of them were scored. Clip and noise follow from the
+    number, so that any process can draw what another one scored.
+    """
+    total = len(dataset) if settings.num_clips is None else min(settings.num_clips, len(dataset))
+    alone = {"rank": number, "world_size": total}
+    (clip,) = evaluation_clips(dataset, batch_size=1, num_clips=total, seed=settings.seed, **alone)
+    clip = clip.to(device)
+    if hasattr(model, "rollout"):
+        clip = first_frames(clip, settings.num_first_frames + settings.sample_num_frames)
+        with autocast(settings, device):
+            actions = model.infer(clip)
+        prompt = clip.frames[:, : settings.num_first_frames]
+        dream = roll_out(model, clip, actions, settings).to(prompt.dtype)
+        drawn = Drawn(clip.frames, torch.cat([prompt, dream], dim=1), settings.num_first_frames, actions)
+    else:
+        with autocast(settings, device):
+            tokens = model.encode(clip.frames)
+        drawn = Drawn(clip.frames, model.decode(tokens), 0, None)
+    return drawn, float(psnr(drawn.model, drawn.true)[:, drawn.num_given :].mean())
+
+
+def draw_chosen(
+    model: nn.Module,
+    dataset: ClipDataset,
+    settings: EvalSettings,
+    folder: Path,
+    device: torch.device,
+    psnr_by_clip: np.ndarray,
+) -> None:
+    """Writes `best.gif`, `median.gif` and `worst.gif`: truth, dream and their difference."""
+    for name, number in choose(psnr_by_clip).items():
+        drawn, quality = redraw(model, dataset, settings, number, device)
+        (sample,) = samples_of(drawn, [number], {number}, names_of_actions(model, dataset))
+        sample = sample._replace(title=f"{name}: clip {number}, {quality:.2f} dB", has_difference=True)
+        write_gif(folder / f"{name}.gif", animation([sample]))
 
 
 @torch.no_grad()

@@ -19,34 +19,41 @@ from tqdm import tqdm
 from data.clips import Clip, ClipDataset, evaluation_clips
 from data.episodes import write_json
 from models import pretrained
-from training import dreams, preparation, report
-from training.metrics import content_digits, find_inception
+from training import dreams, embedding, latent_tables, messages, preparation, report, tables
+from training.rollouts import precision
+from training.rows import Networks
 from training.scorers import TokenizerScorer, WorldScorer
 from training.settings import EvalSettings
 from training.video import Sample
+from training.weight_files import ALEXNET, I3D, INCEPTION, content_digits
 
 # Every result has these keys, null where a metric is undefined; `metrics.json` keeps their order.
+ROW = ("psnr", "psnr_ci95", "psnr_by_horizon", "psnr_by_horizon_ci95", "ssim", "ssim_ci95", "ssim_by_horizon",
+       "lpips", "lpips_ci95", "lpips_by_horizon")  # fmt: skip
+DISTANCES = ("fid", "fid_nearest", "fvd")
+BESIDE = ("copy_last_", "ceiling_")
 SCHEMA = (
-    "psnr", "psnr_ci95", "psnr_by_horizon", "psnr_by_horizon_ci95", "ssim", "ssim_ci95", "ssim_by_horizon",
-    "delta_psnr", "delta_psnr_ci95", "delta_psnr_last", "delta_psnr_last_ci95",
+    *ROW,
+    "delta_psnr", "delta_psnr_ci95", "delta_psnr_by_horizon", "delta_psnr_last", "delta_psnr_last_ci95",
     "psnr_gain_h2_10", "psnr_gain_h2_10_ci95",
-    "fid", "fid_nearest", "fid_missing",
-    "copy_last_psnr", "copy_last_psnr_ci95", "copy_last_psnr_by_horizon", "copy_last_psnr_by_horizon_ci95",
-    "copy_last_ssim", "copy_last_ssim_ci95", "copy_last_ssim_by_horizon",
-    "ceiling_psnr", "ceiling_psnr_ci95", "ceiling_psnr_by_horizon", "ceiling_psnr_by_horizon_ci95",
-    "ceiling_ssim", "ceiling_ssim_ci95", "ceiling_ssim_by_horizon",
-    "random_actions_psnr", "random_actions_psnr_ci95", "random_actions_psnr_by_horizon",
-    "random_actions_psnr_by_horizon_ci95", "random_actions_ssim", "random_actions_ssim_ci95",
-    "random_actions_ssim_by_horizon",
-    "codebook_usage", "codebook_perplexity", "action_usage", "psnr_floored_frames",
-    "num_clips", "train_seconds", "eval_seconds", "clips_per_second", "protocol",
+    *DISTANCES, *(f"{row}{name}" for row in (*BESIDE, "real_") for name in DISTANCES),
+    *(f"{row}{key}" for row in (*BESIDE, "random_actions_") for key in ROW),
+    "action_following", "action_following_ci95", "action_following_real", "action_following_majority",
+    "action_error_ratio", "latent_actions", "action_usage",
+    "codebook_usage", "codebook_perplexity", "codebook_counts", "psnr_floored_frames",
+    "fid_missing", "fvd_missing", "lpips_missing", "action_following_missing",
+    "num_clips", "num_frames_compared", "train_seconds", "eval_seconds", "clips_per_second", "protocol",
 )  # fmt: skip
+
+
+NO_NETWORKS = Networks()
 
 
 class Evaluation(NamedTuple):
     results: dict[str, Any]  # keys of SCHEMA
     by_clip: dict[str, np.ndarray]  # values in the order of the clips' numbers
     samples: list[Sample]  # likewise
+    latents: dict[str, np.ndarray]  # of a latent world, see `latent_tables.LatentActions.picture`; else empty
 
 
 # ---------------------------------------------------------------------------------------------------------- the one job
@@ -73,7 +80,8 @@ def _run(cfg: DictConfig, settings: EvalSettings, state: PartialState) -> dict[s
     model = preparation.load_model(cfg.model, settings, cfg.get("tokenizer_fpath")).to(state.device)
     dataset = preparation.open_dataset(settings, frame_skip=cfg.train.frame_skip)
     preparation.check_fit(model, dataset, settings)
-    facts = protocol(model, dataset, settings)
+    preparation.check_levels(dataset, settings)
+    facts = protocol(model, dataset, settings) | {"action_names": dataset.episodes.action_names}
     if settings.action_to_take >= 0:
         return control(model, dataset, settings, folder, state) | {"protocol": facts}
 
@@ -85,10 +93,15 @@ def _run(cfg: DictConfig, settings: EvalSettings, state: PartialState) -> dict[s
     if state.is_main_process:
         write_json(folder / "metrics.json", {settings.model_name: results})
         np.savez_compressed(folder / "by_clip.npz", **evaluation.by_clip)
-        dreams.write_pictures(folder / "samples", evaluation.samples)
-        if hasattr(model, "rollout") and settings.num_samples:
-            dreams.draw_every_action(model, dataset, settings, folder / "samples", state.device)
-        print(report.table({settings.model_name: results}))
+        embedding.write_latents(folder / "latents.npz", evaluation.latents)
+        if results["latent_actions"] and results["latent_actions"]["real_of_latent"]:
+            names = list(dataset.episodes.action_names)
+            latent_tables.write_map(folder, settings.model_fpath, results["latent_actions"], names)
+        quality = evaluation.by_clip["psnr"]
+        dreams.draw(model, dataset, settings, folder / "samples", evaluation.samples, quality, state.device)
+        again = {"evaluation": messages.same_command(cfg, state.num_processes, "--mode=eval")}
+        report.write_report(folder, {settings.model_name: folder}, commands=again)
+        print(tables.table({settings.model_name: results}))
         print(f"written to {folder}")
     state.wait_for_everyone()
     check_delivered(results, settings)
@@ -97,7 +110,7 @@ def _run(cfg: DictConfig, settings: EvalSettings, state: PartialState) -> dict[s
 
 def measure(model: nn.Module, dataset: ClipDataset, settings: EvalSettings, state: PartialState) -> Evaluation:
     """`score` on the clips of a dataset, this process's share of them, with whatever networks can be had."""
-    inception, fid_missing = preparation.shared_inception(settings, state)
+    networks, missing = preparation.shared_networks(model, dataset, settings, state)
     clips = evaluation_clips(
         dataset,
         batch_size=settings.batch_size,
@@ -111,9 +124,10 @@ def measure(model: nn.Module, dataset: ClipDataset, settings: EvalSettings, stat
         clips,
         settings,
         num_clips=len(dataset) if settings.num_clips is None else min(settings.num_clips, len(dataset)),
-        inception=inception,
-        fid_missing=fid_missing,
+        networks=networks,
+        missing=missing,
         action_names=dreams.names_of_actions(model, dataset),
+        num_real_actions=dataset.num_actions,
         show_progress=True,
     )
 
@@ -142,20 +156,25 @@ def score(
     settings: EvalSettings,
     *,
     num_clips: int | None = None,
-    inception: nn.Module | None = None,
-    fid_missing: str | None = "no Inception network was given",
+    networks: Networks = NO_NETWORKS,
+    missing: dict[str, str] | None = None,
     action_names: list[str] | None = None,
+    num_real_actions: int | None = None,
     show_progress: bool = False,
 ) -> Evaluation:
     """Measure a tokenizer or a world, in eval mode and on its device.
 
     clips: this process's share of the set, as `evaluation_clips` gives it: clips rank, rank + number of processes, …
     num_clips: size of the whole set, for the progress bar and to spread the samples over it. Every process must call
-    this and gets the same results. action_names: for the pictures.
+    this and gets the same results. networks: what some metrics need; missing: why others are not to be had, by name.
+    action_names: for the pictures. num_real_actions: of the recorded actions, which a latent world does not know.
     """
     state = preparation.processes()
     started = time.perf_counter()
-    scorer = (WorldScorer if hasattr(model, "rollout") else TokenizerScorer)(model, settings, inception)
+    if hasattr(model, "rollout"):
+        scorer = WorldScorer(model, settings, networks, num_clips, num_real_actions)
+    else:
+        scorer = TokenizerScorer(model, settings, networks)
     shown = show_progress and state.is_main_process
     wanted = dreams.spread(num_clips, settings.num_samples) if num_clips else set(range(settings.num_samples))
     samples: list[Sample] = []
@@ -176,12 +195,13 @@ def score(
     results = scorer.compute()
     seconds = time.perf_counter() - started
     results |= {
-        "fid_missing": fid_missing if inception is None else None,
+        **{f"{name}_missing": reason for name, reason in (missing or {}).items()},
         "eval_seconds": round(seconds, 3),
         "clips_per_second": round(results["num_clips"] / seconds, 3),
     }
     samples = sorted(gather_object(samples), key=lambda sample: sample.number)
-    return Evaluation({key: results.get(key) for key in SCHEMA}, by_clip, samples)
+    latents = scorer.latents.picture() if getattr(scorer, "latents", None) else {}
+    return Evaluation({key: results.get(key) for key in SCHEMA}, by_clip, samples, latents)
 
 
 def protocol(model: nn.Module, dataset: ClipDataset, settings: EvalSettings) -> dict[str, Any]:
@@ -199,11 +219,11 @@ def protocol(model: nn.Module, dataset: ClipDataset, settings: EvalSettings) -> 
         "weights": str(settings.model_fpath),
         "train_steps": pretrained.read_header(settings.model_fpath)["metadata"].get("step"),
         "confidence": "95 % percentile bootstrap over clips",
-        "inception": None,
+        "mixed_precision": precision(settings, next(model.parameters()).device),
     }
-    inception = find_inception(settings.weights_dir)
-    if inception is not None:
-        facts["inception"] = content_digits(inception)
+    for key, file in (("inception", INCEPTION), ("i3d", I3D), ("alexnet", ALEXNET)):
+        fpath = file.find(settings.weights_dir)
+        facts[key] = None if fpath is None else content_digits(fpath)
     if hasattr(model, "rollout"):
         one_go = settings.inference_method == "one_go"
         facts |= {

@@ -14,7 +14,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig
 
 from training import accelerate_config, command_line
-from training.settings import EvalSettings, ScheduleSettings, TokenizeSettings, TrainSettings
+from training.settings import CompareSettings, EvalSettings, ScheduleSettings, TokenizeSettings, TrainSettings
 
 # mode -> the function that does it, given the composed configuration
 WORK = {
@@ -22,6 +22,7 @@ WORK = {
     "eval": "training.evaluation:run",
     "pipeline": "training.pipeline:run",
     "tokenize": "training.tokenization:run",
+    "compare": "training.comparison:run",
 }
 USER_ERRORS = (ValueError, OSError)
 SECONDS_FOR_FIRST_PROCESS = 3.0  # the launcher ends all others as soon as one has failed
@@ -92,6 +93,16 @@ def check(cfg: DictConfig) -> None:
             raise ValueError("mode=tokenize needs the config of a world, such as --config=genie_redux_guided.yaml")
         TrainSettings.from_config(cfg.train)
         TokenizeSettings.from_config(cfg.tokenize)
+    if cfg.mode == "compare":
+        check_comparison(cfg)
+
+
+def check_comparison(cfg: DictConfig) -> None:
+    if "compare" not in cfg:
+        raise ValueError("the config has no group compare; --mode=compare needs no --config, leave it out")
+    if int(os.environ.get("LAMP_NUM_PROCESSES", 1)) > 1:
+        raise ValueError("a comparison is the work of one process: leave --num_processes out")
+    CompareSettings.from_config(cfg.compare)
 
 
 def check_world_size() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from omegaconf import DictConfig
 
 from data.tokens import CachedClips
 from training import checkpoint, flops
@@ -82,12 +83,17 @@ def exit_code(signal_number: int) -> int:
 
 
 def command(run: "Trainer", *words: str) -> str:
+    """`same_command` of a training."""
+    return same_command(run.cfg, run.accelerator.num_processes, *words)
+
+
+def same_command(cfg: DictConfig, num_processes: int, *words: str) -> str:
     """The command that was typed, with these words in place of those for the same keys."""
-    typed = [f"--config={run.cfg.model}.yaml", f"--name={run.cfg.name}"]
+    typed = [f"--config={cfg.model}.yaml", f"--name={cfg.name}"]
     if Path(sys.argv[0]).parts[-2:] == ("training", "main.py"):  # else a program of the user's own called us
         typed = sys.argv[1:]
-    if run.accelerator.num_processes > 1:
-        words = (f"--num_processes={run.accelerator.num_processes}", *words)
+    if num_processes > 1:
+        words = (f"--num_processes={num_processes}", *words)
     replaced = {word.partition("=")[0] for word in words}
     kept = [word for word in typed if word.partition("=")[0] not in replaced]
     return shlex.join(["bash", "run.sh", *kept, *words])

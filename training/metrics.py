@@ -1,33 +1,23 @@
-"""Metrics of predicted against true frames: PSNR, SSIM and FID, and bootstrap intervals over clips.
+"""Metrics of single predicted frames against true ones: PSNR and SSIM (`training/perceptual.py` has LPIPS).
 
-Every metric has `update` and `compute`. Between them it keeps values of single clips, or sums and counts, and `gather`
-pools those over the processes: division comes last, so that any number of processes gives the same result. Frames are
+Every metric has `update` and `compute`. Between them it keeps values of single clips, and `gather` brings those of all
+processes together: averages come last, so that any number of processes gives the same result. Frames are
 (B, T, C, H, W) float in [0, 1]; predictions are clamped to that range and compared in fp32.
 """
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from accelerate.utils import gather_object, reduce
-from torch import Tensor, nn
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from training.intervals import bootstrap, mean_and_interval
 
 MSE_FLOOR = 1e-10  # 100 dB: the PSNR of equal frames would be infinite
 SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2  # (k · range)²
 FRAMES_IN_CACHE = 8
-RESAMPLES = 2000
-RESAMPLED_AT_ONCE = 10_000_000  # draws held in memory
-INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
-INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION}"
-INCEPTION_SIZE = 299
-INCEPTION_BATCH = 32  # frames; bounds the memory, whatever the batch of clips
-
-
-# ------------------------------------------------------------------------------------------------------- values by clip
 
 
 class ClipValues:
@@ -38,16 +28,25 @@ class ClipValues:
 
     def add(self, numbers: Iterable[int], values: Tensor) -> None:
         """values: (B, …), one row for each clip number. A clip that comes twice counts once."""
-        self._rows.update(zip(numbers, values.detach().double().cpu().numpy(), strict=True))
+        self._rows.update(zip(numbers, values.detach().cpu().double().numpy(), strict=True))
 
     def gather(self) -> None:
         """Bring together the clips of all processes, in all of them."""
         self._rows = dict(gather_object(list(self._rows.items())))
 
     @property
+    def numbers(self) -> list[int]:
+        return sorted(self._rows)
+
+    @property
     def values(self) -> np.ndarray:
         """(N, …) float64 in the order of the clip numbers."""
-        return np.stack([self._rows[number] for number in sorted(self._rows)]) if self._rows else np.empty((0, 0))
+        return self.of(self.numbers)
+
+    def of(self, numbers: Iterable[int]) -> np.ndarray:
+        """(N, …), the clips of these numbers."""
+        rows = [self._rows[number] for number in numbers]
+        return np.stack(rows) if rows else np.empty((0, 0))
 
     def compute(self) -> dict:
         """{"mean", "ci95": [low, high]} over clips, after the mean over whatever a clip has several of."""
@@ -136,153 +135,6 @@ def blur_matrix(size: int) -> Tensor:
     )
 
 
-# ------------------------------------------------------------------------------------------------------------ intervals
-
-
-def mean_and_interval(values: np.ndarray, seed: int = 0) -> dict:
-    """{"mean", "ci95"} of one value per clip, (N,); None for no clips."""
-    if not values.size:
-        return {"mean": None, "ci95": None}
-    low, high = bootstrap(values, seed=seed)
-    return {"mean": float(values.mean()), "ci95": [float(low), float(high)]}
-
-
-def bootstrap(
-    values: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES, level: float = 0.95
-) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile interval of the mean over clips (Efron, 1979): values (N, …) -> low and high, each (…).
-
-    The same seed resamples the same clips: intervals of a difference by clip are paired.
-    """
-    generator = np.random.default_rng(seed)
-    count = len(values)
-    flat = values.reshape(count, -1)
-    means = np.empty((resamples, flat.shape[1]))
-    rows = max(1, RESAMPLED_AT_ONCE // count)
-    for start in range(0, resamples, rows):
-        # How often each clip is drawn says as much as the draws, and the means become one matrix product.
-        weights = generator.multinomial(count, np.full(count, 1 / count), size=min(rows, resamples - start))
-        means[start : start + rows] = weights @ flat / count
-    tail = 50 * (1 - level)
-    low, high = np.percentile(means, [tail, 100 - tail], axis=0)
-    return low.reshape(values.shape[1:]), high.reshape(values.shape[1:])
-
-
-# ------------------------------------------------------------------------------------------------------------------ FID
-
-
-class FeatureStatistics:
-    """Count, sum and sum of outer products of feature vectors, in float64 on the CPU."""
-
-    def __init__(self, dim: int):
-        self.count = torch.zeros((), dtype=torch.float64)
-        self.sum = torch.zeros(dim, dtype=torch.float64)
-        self.outer = torch.zeros(dim, dim, dtype=torch.float64)
-
-    def update(self, features: Tensor) -> None:
-        features = features.cpu().double()  # Apple's GPUs have no float64
-        self.count += len(features)
-        self.sum += features.sum(0)
-        self.outer += features.T @ features
-
-    def gather(self, device: torch.device) -> None:
-        self.count, self.sum, self.outer = (
-            reduce(part.to(device), reduction="sum").cpu() for part in (self.count, self.sum, self.outer)
-        )
-
-    def moments(self) -> tuple[Tensor, Tensor]:
-        """Mean (D,) and unbiased covariance (D, D)."""
-        mean = self.sum / self.count
-        return mean, (self.outer - self.count * torch.outer(mean, mean)) / (self.count - 1)
-
-
-class FID:
-    """Fréchet Inception distance between all predicted and all true frames (Heusel et al., 2017).
-
-    nearest: enlarge the frames by nearest neighbour before the extractor, as GenieRedux reports it; otherwise the
-    extractor's own bilinear rule does it. Frames are rounded to bytes in both.
-    """
-
-    def __init__(self, inception: nn.Module, *, nearest: bool):
-        self.inception = inception
-        self.nearest = nearest
-        self.predicted, self.true = FeatureStatistics(2048), FeatureStatistics(2048)
-
-    def update(self, predicted: Tensor, target: Tensor) -> None:
-        self.predicted.update(self.features(predicted))
-        self.true.update(self.features(target))
-
-    @torch.no_grad()
-    def features(self, frames: Tensor) -> Tensor:
-        """(B, T, C, H, W) -> (B·T, 2048)."""
-        pictures = to_bytes(frames).flatten(0, 1)
-        return torch.cat([self._features(part) for part in pictures.split(INCEPTION_BATCH)])
-
-    def _features(self, pictures: Tensor) -> Tensor:
-        if self.nearest:
-            pictures = F.interpolate(pictures, size=(INCEPTION_SIZE, INCEPTION_SIZE), mode="nearest")
-        return self.inception(pictures)
-
-    def gather(self) -> None:
-        device = next(self.inception.parameters()).device
-        self.predicted.gather(device)
-        self.true.gather(device)
-
-    def compute(self) -> float | None:
-        """The distance, or None below two frames."""
-        if min(self.predicted.count, self.true.count) < 2:
-            return None
-        return frechet_distance(*self.predicted.moments(), *self.true.moments())
-
-
-def frechet_distance(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covariance_b: Tensor) -> float:
-    """‖μa − μb‖² + Tr(Σa + Σb − 2(Σa·Σb)^½) in float64.
-
-    (Σa·Σb)^½ has the trace of (Σa^½·Σb·Σa^½)^½, which is symmetric: its eigenvalues stay real where there are fewer
-    frames than features and the covariances are singular.
-    """
-    values, vectors = torch.linalg.eigh(covariance_a)
-    root = vectors * values.clamp(min=0).sqrt()
-    overlap = torch.linalg.eigvalsh(root.T @ covariance_b @ root).clamp(min=0).sqrt().sum()
-    distance = (mean_a - mean_b).square().sum() + covariance_a.trace() + covariance_b.trace() - 2 * overlap
-    return float(distance.clamp(min=0))
-
-
 def to_bytes(frames: Tensor) -> Tensor:
     """Float frames in [0, 1], clamped, to uint8; rounded, since truncation would darken the true frames too."""
     return (frames.float().clamp(0, 1) * 255).round().byte()
-
-
-def find_inception(weights_dir: str | Path) -> Path | None:
-    """The Inception weights in `weights_dir` or in torch's hub cache; nothing is ever downloaded."""
-    folders = (Path(weights_dir), Path(torch.hub.get_dir()) / "checkpoints")
-    return next((folder / INCEPTION for folder in folders if (folder / INCEPTION).is_file()), None)
-
-
-def load_inception(weights_dir: str | Path) -> tuple[nn.Module | None, str | None]:
-    """Inception-v3 with the 2048 features of FID, and None; or None and the reason with its cure."""
-    fpath = find_inception(weights_dir)
-    target = Path(weights_dir) / INCEPTION
-    cure = f"python download_models.py --models --fid, or place it at {target} by hand"
-    if fpath is None:
-        hub = Path(torch.hub.get_dir()) / "checkpoints"
-        return None, f"no {INCEPTION} in eval.weights_dir={weights_dir} nor in {hub}; download it with: {cure}"
-    try:
-        from torchmetrics.image.fid import NoTrainInceptionV3
-    except ImportError as error:
-        return None, f"torch-fidelity cannot be imported ({error}); install it with: pip install -r requirements.txt"
-    try:
-        torch.load(fpath, map_location="cpu", weights_only=True)  # the extractor itself would unpickle anything
-        network = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(fpath), antialias=False)
-    except Exception as error:  # torch raises half a dozen kinds for a damaged file
-        return (
-            None,
-            f"{fpath} is damaged or another network ({str(error).splitlines()[0]}); download it anew with: {cure}",
-        )
-    return network, None
-
-
-def content_digits(fpath: Path) -> str:
-    """The first eight digits of a file's SHA-256; the published Inception file has them in its name."""
-    with open(fpath, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:8]

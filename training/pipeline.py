@@ -195,16 +195,14 @@ def _report(stages: list[Stage], output_dpath: Path) -> None:
     from training import report
 
     folder = output_dpath / "report"
-    results, pictures, curves = {}, {}, {}
+    evaluations, curves = {}, {}
     for stage in stages:
         if stage.command == "train":
             curves[stage.name] = stage.product() / "logs" / "metrics.jsonl"
         elif stage.command == "eval":
-            found = json.loads(stage.product().read_text())
-            results |= found
-            pictures |= dict.fromkeys(found, stage.product().parent / "samples")
+            evaluations |= dict.fromkeys(json.loads(stage.product().read_text()), stage.product().parent)
     commands = {stage.name: shlex.join(stage.words()) for stage in stages}
-    page = report.write_report(folder, results, curves, pictures, commands=commands)
+    page = report.write_report(folder, evaluations, curves, commands=commands)
     print(f"\nreport: {page}", flush=True)
 
 

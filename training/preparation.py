@@ -3,14 +3,18 @@
 import os
 from pathlib import Path
 
+import numpy as np
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from torch import nn
 
 from data.clips import ClipDataset
-from data.episodes import read_info
+from data.episodes import Episodes, read_info
 from models import pretrained
-from training.metrics import load_inception
+from training.action_reader import shared_reader
+from training.frechet import FVD_MIN_FRAMES, load_i3d, load_inception
+from training.perceptual import LPIPS_MIN_SIZE, load_lpips
+from training.rows import Networks
 from training.settings import EvalSettings
 
 KINDS = {
@@ -18,8 +22,15 @@ KINDS = {
     "genie_redux": "a world with latent actions",
     "genie_redux_guided": "a world with recorded actions",
 }
-NEED_INCEPTION = ("fid", "fid_nearest")
-REQUIRABLE = ("psnr", "ssim", "delta_psnr", "delta_psnr_last", *NEED_INCEPTION)
+OF_WORLDS = ("delta_psnr", "delta_psnr_last", "action_following")
+# Metrics with a network of their own, by their name in eval.leave_out and in `<name>_missing`.
+COSTLY = {
+    "fid": ("fid", "fid_nearest"),
+    "fvd": ("fvd",),
+    "lpips": ("lpips",),
+    "action_following": ("action_following",),
+}
+REQUIRABLE = ("psnr", "ssim", "lpips", "fid", "fid_nearest", "fvd", *OF_WORLDS)
 
 
 def processes() -> PartialState:
@@ -29,10 +40,12 @@ def processes() -> PartialState:
 
 
 def check_required(settings: EvalSettings) -> None:
-    """Raises ValueError for a name in `eval.require` that is no metric."""
+    """Raises ValueError for a name in `eval.require` that is no metric, or one that is left out."""
     for name in settings.require:
         if name not in REQUIRABLE:
             raise ValueError(f"eval.require names {name!r}, expected some of {', '.join(REQUIRABLE)}")
+        if any(name in COSTLY[left_out] for left_out in settings.leave_out):
+            raise ValueError(f"eval.require names {name}, but so does eval.leave_out; take it out of one of them")
 
 
 def check_writable(folder: Path) -> None:
@@ -108,15 +121,95 @@ def check_fit(model: nn.Module, dataset: ClipDataset, settings: EvalSettings) ->
         )
 
 
-def shared_inception(settings: EvalSettings, state: PartialState) -> tuple[nn.Module | None, str | None]:
-    """Inception on this process's device, or None with the reason; the main process decides for all."""
-    inception, reason = load_inception(settings.weights_dir)
+def check_levels(dataset: ClipDataset, settings: EvalSettings) -> None:
+    """Raises ValueError where the model was trained on levels that it would be measured on, unless that is allowed.
+
+    Known are the levels of the dataset that the weights name, if it lies beside the evaluated one. Equal level seeds
+    are equal levels only where the same game in the same mode made them; videos have none.
+    """
+    name = pretrained.read_header(settings.model_fpath)["metadata"].get("dataset_name")
+    if settings.allow_train or name is None:
+        return
+    try:
+        trained_on = Episodes(settings.dataset_root_dpath, name, "train")
+    except (ValueError, OSError):
+        return  # not at hand, or without such a split
+    games = [_game(episodes.info) for episodes in (trained_on, dataset.episodes)]
+    if games[0] is None or games[0] != games[1]:
+        return
+    shared = np.intersect1d(trained_on.level_seeds, dataset.episodes.level_seeds)
+    if len(shared):
+        raise ValueError(
+            f"eval.dataset_name={settings.dataset_name} ({dataset.episodes.split}) has {len(shared)} levels, such as "
+            f"{shared[0]}, that the model was trained on (dataset {name}); choose other data, or set "
+            "eval.allow_train=true to measure on training levels knowingly"
+        )
+
+
+def _game(info: dict) -> tuple[str, str] | None:
+    """What decides which level a seed is: game and difficulty; None for data that no generator of ours made."""
+    mode = ((info.get("generator") or {}).get("config") or {}).get("distribution_mode")
+    return None if info.get("game") is None or mode is None else (info["game"], mode)
+
+
+def shared_networks(
+    model: nn.Module, dataset: ClipDataset, settings: EvalSettings, state: PartialState
+) -> tuple[Networks, dict[str, str]]:
+    """What metrics need besides the model, on this process's device, and why which metric is missing.
+
+    The main process decides for all. Raises ValueError for a missing one that `eval.require` names, before the first
+    that takes long.
+    """
+    is_world = hasattr(model, "rollout")
+    for name in settings.require:
+        if name in OF_WORLDS and not is_world:
+            raise ValueError(f"eval.require={name}, but a tokenizer does not have it; take it out")
+    wanted = [name for name in COSTLY if name not in settings.leave_out]
+    missing = {name: f"left out by eval.leave_out={name}" for name in settings.leave_out}
+    found: dict[str, nn.Module | None] = {}
+    for name, reason in (("fvd", _too_short(settings, is_world)), ("lpips", _too_small(dataset))):
+        if name in wanted and reason is not None:
+            missing[name] = reason
+            wanted.remove(name)
+    loaders = (("fid", "inception", load_inception), ("fvd", "i3d", load_i3d), ("lpips", "lpips", load_lpips))
+    for name, field, load in loaders:
+        if name in wanted:
+            found[field], reason = _shared(load, settings, state)
+            missing |= {} if reason is None else {name: reason}
+    _check_missing(missing, settings)
+    if "action_following" in wanted and is_world:
+        found["reader"], reason = shared_reader(settings, dataset, state)
+        missing |= {} if reason is None else {"action_following": reason}
+        _check_missing(missing, settings)
+    return Networks(**found), missing
+
+
+def _too_short(settings: EvalSettings, is_world: bool) -> str | None:
+    key = "sample_num_frames" if is_world else "num_frames"
+    value = getattr(settings, key)
+    return (
+        None
+        if value >= FVD_MIN_FRAMES
+        else f"eval.{key} is {value}, FVD needs clips of at least {FVD_MIN_FRAMES} frames"
+    )
+
+
+def _too_small(dataset: ClipDataset) -> str | None:
+    height, width = dataset.image_size
+    size = LPIPS_MIN_SIZE
+    return None if min(height, width) >= size else f"frames are {height}x{width}, LPIPS needs at least {size}x{size}"
+
+
+def _shared(load, settings: EvalSettings, state: PartialState) -> tuple[nn.Module | None, str | None]:
+    network, reason = load(settings.weights_dir)
     (shared_reason,) = broadcast_object_list([reason])
     if shared_reason is None and reason is not None:
         raise ValueError(f"process {state.process_index} cannot load what the main process can: {reason}")
-    if shared_reason is not None:
-        for name in settings.require:
-            if name in NEED_INCEPTION:
-                raise ValueError(f"eval.require={name}, but {shared_reason}")
-        return None, shared_reason
-    return inception.to(state.device), None
+    return (network.to(state.device), None) if shared_reason is None else (None, shared_reason)
+
+
+def _check_missing(missing: dict[str, str], settings: EvalSettings) -> None:
+    for name, reason in missing.items():
+        for key in COSTLY[name]:
+            if key in settings.require:
+                raise ValueError(f"eval.require={key}, but {reason}")

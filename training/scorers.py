@@ -13,12 +13,18 @@ from accelerate.utils import reduce
 from torch import Tensor, nn
 
 from data.clips import Clip
-from models.interfaces import Sampling
-from training.metrics import FID, PSNR, SSIM, ClipValues, mean_and_interval, psnr
+from models.interfaces import Rollout
+from training.action_reader import ActionFollowing
+from training.intervals import mean_and_interval
+from training.latent_tables import LatentActions
+from training.metrics import ClipValues, psnr
+from training.rollouts import autocast, dream, first_frames, frames_before, random_actions, replace_action, roll_out
+from training.rows import Comparison, Networks, make_distances
 from training.settings import EvalSettings
 
+__all__ = ["Drawn", "TokenizerScorer", "WorldScorer", "first_frames", "roll_out"]
+
 GAIN_HORIZONS = (2, 10)  # first and last predicted frame over which the gain over copying is averaged
-RANDOM, REPLACED = 0, 1  # streams of random actions
 
 
 class Drawn(NamedTuple):
@@ -28,35 +34,6 @@ class Drawn(NamedTuple):
     model: Tensor  # (B, T, C, H, W); a world's given frames are the true ones
     num_given: int
     actions: Tensor | None  # (B, T-1)
-
-
-class Comparison:
-    """PSNR and SSIM of one predictor; the model and each row beside it has one."""
-
-    def __init__(self):
-        self.psnr, self.ssim = PSNR(), SSIM()
-
-    def update(self, predicted: Tensor, target: Tensor, numbers: Sequence[int]) -> Tensor:
-        """Returns the PSNR of every frame, (B, T)."""
-        self.ssim.update(predicted, target, numbers)
-        return self.psnr.update(predicted, target, numbers)
-
-    def gather(self) -> None:
-        self.psnr.gather()
-        self.ssim.gather()
-
-    def compute(self, prefix: str) -> dict:
-        """Results, each key after `prefix`."""
-        psnr_, ssim = self.psnr.compute(), self.ssim.compute()
-        return {
-            f"{prefix}psnr": psnr_["mean"],
-            f"{prefix}psnr_ci95": psnr_["ci95"],
-            f"{prefix}psnr_by_horizon": psnr_["by_horizon"],
-            f"{prefix}psnr_by_horizon_ci95": psnr_["by_horizon_ci95"],
-            f"{prefix}ssim": ssim["mean"],
-            f"{prefix}ssim_ci95": ssim["ci95"],
-            f"{prefix}ssim_by_horizon": ssim["by_horizon"],
-        }
 
 
 class Counts:
@@ -85,127 +62,193 @@ class Counts:
 class TokenizerScorer:
     """Reconstruction of whole clips, and the use of the codebook."""
 
-    def __init__(self, tokenizer: nn.Module, settings: EvalSettings, inception: nn.Module | None):
-        self.tokenizer = tokenizer
-        self.model = Comparison()
-        self.fids = make_fids(inception)
+    def __init__(self, tokenizer: nn.Module, settings: EvalSettings, networks: Networks):
+        self.tokenizer, self.settings = tokenizer, settings
+        self.model = Comparison(networks)
+        self.distances = make_distances(networks, settings.num_frames)
         self.codes = Counts(tokenizer.codebook_size)
 
     def update(self, clip: Clip, numbers: Sequence[int]) -> Drawn:
-        tokens = self.tokenizer.encode(clip.frames)
+        with autocast(self.settings, clip.frames.device):
+            tokens = self.tokenizer.encode(clip.frames)
         frames = self.tokenizer.decode(tokens)
         self.model.update(frames, clip.frames, numbers)
         self.codes.update(tokens)
-        for fid in self.fids.values():
-            fid.update(frames, clip.frames)
+        for metric in self.distances:
+            metric.update_true(clip.frames, numbers)
+            metric.update("", frames)
         return Drawn(clip.frames, frames, 0, None)
 
     def gather(self, device: torch.device) -> None:
         self.model.gather()
         self.codes.gather(device)
-        for fid in self.fids.values():
-            fid.gather()
+        for metric in self.distances:
+            metric.gather()
 
     def compute(self) -> dict:
         results = self.model.compute("")
         # Horizons count predicted frames; a tokenizer predicts none.
-        results |= {"psnr_by_horizon": None, "psnr_by_horizon_ci95": None, "ssim_by_horizon": None}
-        results |= {name: fid.compute() for name, fid in self.fids.items()}
+        results |= dict.fromkeys(("psnr_by_horizon", "psnr_by_horizon_ci95", "ssim_by_horizon", "lpips_by_horizon"))
+        for metric in self.distances:
+            results |= metric.compute()
         return results | {
             "num_clips": len(self.model.psnr.values),
+            "num_frames_compared": self.model.psnr.values.size,
             "psnr_floored_frames": self.model.psnr.num_floored,
             "codebook_usage": self.codes.share_used,
             "codebook_perplexity": self.codes.perplexity,
+            "codebook_counts": self.codes.counts.tolist(),
         }
 
     def values_by_clip(self) -> dict[str, np.ndarray]:
-        return {"psnr": self.model.psnr.values, "ssim": self.model.ssim.values}
+        return values_of({"psnr": self.model.psnr, "ssim": self.model.ssim, "lpips": self.model.lpips})
 
 
 class WorldScorer:
     """Dreams of the true future beside their floor and ceiling, and what the actions change in them.
 
     The action sequence is the clip's own: inferred from the true frames for a latent world, recorded for a guided one.
-    Every rollout of a clip has the same prompt and the same seeds, so the same noise: only the actions differ.
+    Every rollout of a clip has the same prompt and the same seeds, so the same noise: only the actions differ. The true
+    frames are encoded once, for the ceiling and as the prompt of every rollout.
+
+    num_real_actions: of the recorded actions, for the tables of a latent world.
     """
 
-    def __init__(self, world: nn.Module, settings: EvalSettings, inception: nn.Module | None):
-        self.world = world
-        self.settings = settings
+    def __init__(
+        self,
+        world: nn.Module,
+        settings: EvalSettings,
+        networks: Networks,
+        num_clips: int | None = None,
+        num_real_actions: int | None = None,
+    ):
+        self.world, self.settings = world, settings
+        self.num_real_actions = num_real_actions
         self.num_given, self.num_new = settings.num_first_frames, settings.sample_num_frames
-        self.model, self.copy, self.ceiling = Comparison(), Comparison(), Comparison()
-        self.random = Comparison() if world.is_latent else None
+        self.model, self.copy, self.ceiling = (Comparison(networks) for _ in range(3))
+        self.random = Comparison(networks) if world.is_latent else None
         self.delta, self.delta_last = ClipValues(), ClipValues()
-        self.fids = make_fids(inception)
+        self.distances = make_distances(networks, self.num_new)
+        self.following = ActionFollowing(networks.reader, self.num_given) if networks.reader is not None else None
         self.actions = Counts(world.num_actions)
+        self.latents = LatentActions(world.num_actions, num_clips) if world.is_latent else None
 
     def update(self, clip: Clip, numbers: Sequence[int]) -> Drawn:
         clip = first_frames(clip, self.num_given + self.num_new)
         prompt, future = clip.frames[:, : self.num_given], clip.frames[:, self.num_given :]
-        actions = self.world.infer(clip)
-        dream = self._rollout(clip, actions)
-        of_model = self.model.update(dream, future, numbers)
+        actions = self._infer(clip, numbers)
+        with autocast(self.settings, clip.frames.device):
+            tokens = self.world.tokenizer.encode(clip.frames)
+        ceiling = self.world.tokenizer.decode(tokens)[:, self.num_given :]
+        dreamt = dream(self.world, clip, actions, self.settings, tokens=tokens)
+        frames = dreamt.frames.to(prompt.dtype)
+        of_model = self.model.update(frames, future, numbers)
         self.copy.update(prompt[:, -1:].expand_as(future), future, numbers)
-        tokenizer = self.world.tokenizer
-        reconstruction = tokenizer.decode(tokenizer.encode(clip.frames))
-        self.ceiling.update(reconstruction[:, self.num_given :], future, numbers)
-        self._compare_actions(clip, actions, future, of_model[:, self.settings.delta_psnr_horizon - 1], numbers)
-        for fid in self.fids.values():
-            fid.update(dream, future)
+        self.ceiling.update(ceiling, future, numbers)
+        self._compare_actions(clip, tokens, actions, dreamt, of_model, numbers)
+        for metric in self.distances:
+            metric.update_true(future, numbers)
+            metric.update("", frames)
+            metric.update_still("copy_last_", prompt[:, -1:], self.num_new)
+            metric.update("ceiling_", ceiling)
+        whole = torch.cat([prompt, frames], dim=1)
+        if self.following is not None and clip.actions is not None:
+            self.following.update(whole, clip, numbers)
+        return Drawn(clip.frames, whole, self.num_given, actions)
+
+    def _infer(self, clip: Clip, numbers: Sequence[int]) -> Tensor:
+        """The clip's own actions, counted, and for a latent world put beside the recorded ones."""
+        vectors = None
+        with autocast(self.settings, clip.frames.device):
+            if self.world.is_latent and hasattr(self.world, "infer_latents"):
+                actions, vectors = self.world.infer_latents(clip)
+            else:
+                actions = self.world.infer(clip)
         self.actions.update(actions)
-        return Drawn(clip.frames, torch.cat([prompt, dream.to(prompt.dtype)], dim=1), self.num_given, actions)
+        if self.latents is not None:
+            self.latents.update(numbers, actions, clip.actions, vectors)
+        return actions
 
     def _compare_actions(
-        self, clip: Clip, actions: Tensor, future: Tensor, of_model: Tensor, numbers: Sequence[int]
+        self, clip: Clip, tokens: Tensor, actions: Tensor, dreamt: Rollout, of_model: Tensor, numbers: Sequence[int]
     ) -> None:
-        """Both ΔPSNR at horizon t. of_model: (B,), PSNR of predicted frame t under the true actions.
+        """Both ΔPSNR. dreamt, of_model (B, K): the rollout under the clip's actions, and the PSNR of its frames.
 
-        The rollout under the true actions is at hand; the others go no further than horizon t needs, but the first
-        random one of a latent world, which is a row of its own.
+        That rollout is at hand; the others go no further than horizon t needs, but the first random one of a latent
+        world, which is a row of its own.
         """
         horizon = self.settings.delta_psnr_horizon
-        target = future[:, horizon - 1]
-        of_random = torch.zeros_like(of_model)
+        future = clip.frames[:, self.num_given :]
+        of_random = torch.zeros_like(of_model[:, :horizon])
         for sequence in range(self.settings.num_random_actions):
             whole = sequence == 0 and self.random is not None
             others = random_actions(actions, clip.seeds, self.num_given, self.world.num_actions, sequence)
-            frames = self._rollout(clip, others, None if whole else horizon)
+            needed = None if whole else horizon
+            frames = dream(self.world, clip, others, self.settings, num_needed=needed, tokens=tokens).frames
             if whole:
                 self.random.update(frames, future, numbers)
-            of_random += psnr(frames[:, horizon - 1], target)
-        self.delta.add(numbers, of_model - of_random / self.settings.num_random_actions)
+            of_random += psnr(frames[:, :horizon], future[:, :horizon])
+        self.delta.add(numbers, of_model[:, :horizon] - of_random / self.settings.num_random_actions)
         if self.world.num_actions > 1:
-            others = replace_action(actions, clip.seeds, self.num_given + horizon - 2, self.world.num_actions)
-            frames = self._rollout(clip, others, horizon)
-            self.delta_last.add(numbers, of_model - psnr(frames[:, horizon - 1], target))
+            of_replaced = psnr(self._last_replaced(clip, actions, dreamt), future[:, horizon - 1])
+            self.delta_last.add(numbers, of_model[:, horizon - 1] - of_replaced)
 
-    def _rollout(self, clip: Clip, actions: Tensor, num_needed: int | None = None) -> Tensor:
-        """Predicted frames (B, K, C, H, W), of which the first `num_needed` equal those of a whole rollout."""
-        return roll_out(self.world, clip, actions, self.settings, num_needed)
+    def _last_replaced(self, clip: Clip, actions: Tensor, dreamt: Rollout) -> Tensor:
+        """Predicted frame t where the action that leads to it is another one, (B, C, H, W).
+
+        Worlds are causal: the rounds before the one of frame t are those of the rollout at hand, and are not repeated.
+        """
+        horizon = self.settings.delta_psnr_horizon
+        others = replace_action(actions, clip.seeds, self.num_given + horizon - 2, self.world.num_actions)
+        done = frames_before(self.settings, horizon)
+        known = torch.cat([clip.frames[:, : self.num_given], dreamt.frames[:, :done].to(clip.frames.dtype)], dim=1)
+        rest = dream(
+            self.world,
+            clip._replace(frames=known),
+            others,
+            self.settings,
+            num_needed=horizon,
+            tokens=dreamt.tokens,
+            num_done=done,
+        )
+        return rest.frames[:, horizon - done - 1]
 
     def gather(self, device: torch.device) -> None:
-        for part in (self.model, self.copy, self.ceiling, self.random, self.delta, self.delta_last):
+        rows = (self.model, self.copy, self.ceiling, self.random)
+        for part in (*rows, self.delta, self.delta_last, self.following, self.latents, *self.distances):
             if part is not None:
                 part.gather()
         self.actions.gather(device)
-        for fid in self.fids.values():
-            fid.gather()
 
     def compute(self) -> dict:
         results = self.model.compute("") | self.copy.compute("copy_last_") | self.ceiling.compute("ceiling_")
         if self.random is not None:
             results |= self.random.compute("random_actions_")
-        for key, values in (("delta_psnr", self.delta), ("delta_psnr_last", self.delta_last)):
-            computed = values.compute()
-            results |= {key: computed["mean"], f"{key}_ci95": computed["ci95"]}
+        results |= self._delta()
+        for metric in self.distances:
+            results |= metric.compute()
+        if self.following is not None:
+            results |= self.following.compute()
         gain = mean_and_interval(self._gain())
-        results |= {name: fid.compute() for name, fid in self.fids.items()}
         return results | {
             "psnr_gain_h2_10": gain["mean"],
             "psnr_gain_h2_10_ci95": gain["ci95"],
             "num_clips": len(self.model.psnr.values),
+            "num_frames_compared": self.model.psnr.values.size,
             "psnr_floored_frames": self.model.psnr.num_floored,
             "action_usage": {"counts": self.actions.counts.tolist(), "perplexity": self.actions.perplexity},
+            "latent_actions": None if self.latents is None else self.latents.compute(self.num_real_actions),
+        }
+
+    def _delta(self) -> dict:
+        whole = self.delta.values
+        at_horizon, last = mean_and_interval(whole[:, -1]), self.delta_last.compute()
+        return {
+            "delta_psnr": at_horizon["mean"],
+            "delta_psnr_ci95": at_horizon["ci95"],
+            "delta_psnr_by_horizon": whole.mean(axis=0).tolist() if whole.size else None,
+            "delta_psnr_last": last["mean"],
+            "delta_psnr_last_ci95": last["ci95"],
         }
 
     def _gain(self) -> np.ndarray:
@@ -215,80 +258,11 @@ class WorldScorer:
         return gain.mean(axis=1) if gain.size else np.empty(0)
 
     def values_by_clip(self) -> dict[str, np.ndarray]:
-        values = {"psnr": self.model.psnr, "ssim": self.model.ssim, "copy_last_psnr": self.copy.psnr}
-        values |= {"ceiling_psnr": self.ceiling.psnr, "delta_psnr": self.delta, "delta_psnr_last": self.delta_last}
-        return {name: metric.values for name, metric in values.items()}
+        values = {"psnr": self.model.psnr, "ssim": self.model.ssim, "lpips": self.model.lpips}
+        values |= {"copy_last_psnr": self.copy.psnr, "ceiling_psnr": self.ceiling.psnr}
+        values |= {"delta_psnr": self.delta, "delta_psnr_last": self.delta_last, "action_following": self.following}
+        return values_of(values)
 
 
-# ------------------------------------------------------------------------------------------------------------- rollouts
-
-
-def roll_out(
-    world: nn.Module, clip: Clip, actions: Tensor, settings: EvalSettings, num_needed: int | None = None
-) -> Tensor:
-    """The frames a world predicts after the clip's first ones, the way the settings say: (B, K, C, H, W).
-
-    num_needed: stop early, but so that the first `num_needed` frames are those of the whole rollout. Worlds are causal
-    in time and noise belongs to a position, so one pass over fewer frames gives the same; several passes order the
-    tokens of a round by confidence, and the round must stay whole.
-    """
-    num_given, num_new = settings.num_first_frames, settings.sample_num_frames
-    chunk = chunk_of(settings)
-    length = num_new if num_needed is None else num_needed
-    if settings.inference_steps > 1:
-        length = min(num_new, -(-length // chunk) * chunk)
-    return world.rollout(
-        clip.frames[:, :num_given],
-        actions[:, : num_given + length - 1],
-        sampling=sampling_of(settings),
-        chunk=min(chunk, length),
-        seeds=clip.seeds,
-    ).frames
-
-
-def chunk_of(settings: EvalSettings) -> int:
-    """Frames that are predicted together."""
-    return settings.sample_num_frames if settings.inference_method == "one_go" else settings.dream_length
-
-
-def sampling_of(settings: EvalSettings) -> Sampling:
-    return Sampling(
-        steps=settings.inference_steps,
-        schedule=settings.sample_schedule,
-        temperature=settings.sample_temperature,
-        top_k=settings.sample_top_k,
-        noise=settings.sample_noise,
-    )
-
-
-def first_frames(clip: Clip, num_frames: int) -> Clip:
-    actions = None if clip.actions is None else clip.actions[:, : num_frames - 1]
-    return clip._replace(frames=clip.frames[:, :num_frames], actions=actions)
-
-
-def random_actions(actions: Tensor, seeds: Tensor, num_given: int, num_actions: int, sequence: int) -> Tensor:
-    """`actions` (B, P-1+K) with all after the prompt drawn uniformly, by each clip's seed and the sequence's number."""
-    others = actions.clone()
-    for row, seed in enumerate(seeds.tolist()):
-        drawn = _generator(seed, RANDOM, sequence).integers(num_actions, size=actions.shape[1])
-        others[row, num_given - 1 :] = torch.from_numpy(drawn[num_given - 1 :])
-    return others
-
-
-def replace_action(actions: Tensor, seeds: Tensor, place: int, num_actions: int) -> Tensor:
-    """`actions` with the one at `place` replaced by a different one, uniformly among the others."""
-    others = actions.clone()
-    for row, seed in enumerate(seeds.tolist()):
-        step = int(_generator(seed, REPLACED).integers(1, num_actions))
-        others[row, place] = (actions[row, place] + step) % num_actions
-    return others
-
-
-def _generator(*key: int) -> np.random.Generator:
-    return np.random.default_rng(key)
-
-
-def make_fids(inception: nn.Module | None) -> dict[str, FID]:
-    if inception is None:
-        return {}
-    return {"fid": FID(inception, nearest=False), "fid_nearest": FID(inception, nearest=True)}
+def values_of(metrics: dict[str, ClipValues | None]) -> dict[str, np.ndarray]:
+    return {name: metric.values for name, metric in metrics.items() if metric is not None}

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 SAMPLE_SCHEDULES = ("cosine", "linear", "arccos", "published")
 INFERENCE_METHODS = ("one_go", "autoregressive")
+COSTLY_METRICS = ("fid", "fvd", "lpips", "action_following")  # each has a network of its own
 SCHEDULE_KINDS = ("cosine", "wsd", "constant")
 
 
@@ -174,6 +175,7 @@ class EvalSettings(Settings):
     seed: int
     num_first_frames: int
     sample_num_frames: int
+    mixed_precision: str | None
     inference_method: str
     dream_length: int
     inference_steps: int
@@ -185,18 +187,30 @@ class EvalSettings(Settings):
     delta_psnr_horizon: int
     num_random_actions: int
     require: list[str]
+    leave_out: list[str]
     weights_dir: str
+    reader_dataset_name: str | None
+    reader_steps: int
     num_samples: int
     save_root_dpath: str
 
+    @classmethod
+    def normalise(cls, values: dict[str, Any]) -> dict[str, Any]:
+        if values["mixed_precision"] is False:  # yaml reads no as false
+            values = values | {"mixed_precision": "no"}
+        return values
+
     def check(self) -> None:
-        self.at_least(1, "batch_size", "num_clips", "seq_step", "num_first_frames", "sample_num_frames")
+        self.at_least(1, "batch_size", "num_clips", "seq_step", "num_first_frames", "sample_num_frames", "reader_steps")
         self.at_least(1, "dream_length", "inference_steps", "sample_top_k", "delta_psnr_horizon", "num_random_actions")
         self.at_least(0, "seed", "sample_temperature", "sample_noise", "num_samples")
         self.at_least(-1, "action_to_take")
         self.one_of("split", None, "train", "validation", "test")
         self.one_of("inference_method", *INFERENCE_METHODS)
         self.one_of("sample_schedule", *SAMPLE_SCHEDULES)
+        self.one_of("mixed_precision", None, "no", "bf16")
+        if not set(self.leave_out) <= set(COSTLY_METRICS):
+            self.fail("leave_out", f"some of {', '.join(COSTLY_METRICS)}")
         if self.split == "train" and not self.allow_train:
             self.fail("split", "validation or test, or eval.allow_train=true to measure on training levels knowingly")
         if self.num_first_frames + self.sample_num_frames > self.num_frames:
@@ -223,6 +237,25 @@ class TokenizeSettings(Settings):
         self.at_least(1, "seq_step", "batch_size")
         if not self.splits or not set(self.splits) <= {"train", "validation", "test"}:
             self.fail("splits", "some of train, validation, test, such as [train]")
+
+
+@dataclass(frozen=True)
+class CompareSettings(Settings):
+    """What `configs/compare/default.yaml` holds; the comments there say what each key means."""
+
+    group: ClassVar[str] = "compare"
+
+    inputs: list[str]
+    out: str
+
+    @classmethod
+    def normalise(cls, values: dict[str, Any]) -> dict[str, Any]:
+        inputs = values["inputs"]
+        return values | {"inputs": inputs.split(",") if isinstance(inputs, str) else inputs}
+
+    def check(self) -> None:
+        if not self.inputs:
+            self.fail("inputs", "at least one metrics.json, folder or pattern")
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ from training.logs import Averages, Progress, RunLog, Stretch, duration
 from training.objectives import MODEL, Objective, Part, one_loss
 from training.processes import Agreement, Board, Interrupts
 from training.rescue import Rescue
+from training.rollouts import chunk_of, sampling_of
 from training.saving import Saver
 from training.schedules import Schedule
-from training.scorers import chunk_of, sampling_of
 from training.settings import EvalSettings, ScheduleSettings, TokenizeSettings, TrainSettings
 from training.setup import build_model, check_fit, checkpoint_gradients, load_weights, make_accelerator, prepare
 from training.state import TrainingState

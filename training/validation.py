@@ -11,7 +11,8 @@ from torch import nn
 
 from data.clips import ClipDataset, evaluation_clips
 from training.dreams import names_of_actions, samples_of
-from training.scorers import Drawn, first_frames, roll_out
+from training.rollouts import first_frames, roll_out
+from training.scorers import Drawn
 from training.settings import EvalSettings, TrainSettings
 from training.video import write_dream_vs_real
 
@@ -104,4 +105,5 @@ def write_samples(
 def dreamed_in_training(rolling: EvalSettings, settings: TrainSettings) -> EvalSettings:
     """Evaluation's way to roll out, on a training clip: one given frame, `train.sample_num_frames` predicted."""
     length = settings.sample_num_frames
-    return replace(rolling, num_first_frames=1, sample_num_frames=length, num_frames=length + 1, delta_psnr_horizon=1)
+    changes = {"num_first_frames": 1, "sample_num_frames": length, "num_frames": length + 1, "delta_psnr_horizon": 1}
+    return replace(rolling, **changes, mixed_precision="no")  # that of training is on

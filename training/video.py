@@ -12,14 +12,18 @@ from training.metrics import to_bytes
 
 # A dark ground of its own, so that the pictures look the same on light and dark pages.
 GROUND, TEXT, FAINT, ACCENT = (20, 22, 27), (235, 237, 240), (140, 146, 156), (255, 183, 77)
+OCTREE_ERROR = 255**2 / 10**3.6  # mean squared, in bytes: 36 dB, below what the best models here reach
 GAP = 3  # between frames
 BLOCK_GAP = 10  # between clips
 LINE = 18  # height of a line of text
 LABELS = 62  # width of the row labels
 MILLISECONDS = 200  # per frame
 HOLD = 4  # times as long stays the last one
-GIF_FRAME, GIF_WIDTH = 192, 1152  # pixels: widest frame, widest row of frames
+GIF_FRAME, GIF_WIDTH = 192, 920  # pixels: widest frame, widest row of frames
+GIF_COLUMNS = 7  # clips beside each other; more of them go into further rows
 STRIP_FRAME, STRIP_WIDTH = 128, 1600
+DIFFERENCE = 3  # times as bright as it is, the absolute difference is drawn
+DIFFERENCE_ROW = f"diff x{DIFFERENCE}"
 
 
 class Sample(NamedTuple):
@@ -31,6 +35,7 @@ class Sample(NamedTuple):
     num_given: int  # 0 for a reconstruction
     actions: list[str] | None = None  # T-1 names; names[t] leads from frame t to t+1
     title: str = ""
+    has_difference: bool = False  # whether the difference of truth and dream is a row of its own
 
 
 def to_pictures(frames: Tensor) -> np.ndarray:
@@ -43,7 +48,7 @@ def write_gif(fpath: Path, images: Sequence[Image.Image]) -> None:
     sheet = Image.new("RGB", (images[0].width, images[0].height * len(images)))
     for index, image in enumerate(images):
         sheet.paste(image, (0, index * images[0].height))
-    sheet = sheet.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    sheet = few_colours(sheet)
     frames = [
         sheet.crop((0, index * image.height, image.width, (index + 1) * image.height))
         for index, image in enumerate(images)
@@ -51,6 +56,15 @@ def write_gif(fpath: Path, images: Sequence[Image.Image]) -> None:
     durations = [MILLISECONDS] * (len(frames) - 1) + [MILLISECONDS * HOLD]
     fpath.parent.mkdir(parents=True, exist_ok=True)
     frames[0].save(fpath, save_all=True, append_images=frames[1:], duration=durations, loop=0, optimize=False)
+
+
+def few_colours(image: Image.Image) -> Image.Image:
+    """256 colours: those of an octree, whose GIFs are a quarter as large, where they are near enough to the given."""
+    few = image.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    difference = np.asarray(image, dtype=np.int16) - np.asarray(few.convert("RGB"))
+    if np.square(difference, dtype=np.float32).mean() <= OCTREE_ERROR:
+        return few
+    return image.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
 
 
 def write_dream_vs_real(folder: Path, samples: Sequence[Sample], stem: str = "dream_vs_real") -> list[Path]:
@@ -65,24 +79,26 @@ def animation(samples: Sequence[Sample]) -> list[Image.Image]:
     """One picture per frame: a column for every clip, a row for the truth and one for the dream."""
     rows = _rows(samples[0])
     length, height, width = samples[0].dream.shape[:3]
-    scale = max(1, min(GIF_FRAME // width, GIF_WIDTH // (width * len(samples))))
+    num_blocks = -(-len(samples) // GIF_COLUMNS)
+    num_columns = -(-len(samples) // num_blocks)
+    scale = max(1, min(GIF_FRAME // width, GIF_WIDTH // (width * min(len(samples), GIF_COLUMNS))))
     width, height = width * scale, height * scale
     left, top = LABELS, LINE + 4
     has_actions = any(sample.actions for sample in samples)
     titled = any(sample.title for sample in samples)
-    size = (
-        left + len(samples) * (width + GAP) + GAP,
-        top + titled * LINE + len(rows) * (height + GAP) + has_actions * LINE + GAP,
-    )
+    block = titled * LINE + len(rows) * (height + GAP) + has_actions * LINE + GAP
+    size = (left + num_columns * (width + GAP) + GAP, top + num_blocks * block)
     images = []
     for time in range(length):
         image = Image.new("RGB", size, GROUND)
         draw = ImageDraw.Draw(image)
         _write(draw, (left, 3), *_moment(time, samples[0].num_given, long=True))
-        for index, name in enumerate(rows):
-            _write(draw, (8, top + titled * LINE + index * (height + GAP) + height // 2 - LINE // 2), name, TEXT)
-        for column, sample in enumerate(samples):
-            x, y = left + column * (width + GAP), top
+        for number in range(num_blocks):
+            for index, name in enumerate(rows):
+                y = top + number * block + titled * LINE + index * (height + GAP) + height // 2 - LINE // 2
+                _write(draw, (8, y), name, TEXT, LABELS - 10)
+        for index, sample in enumerate(samples):
+            x, y = left + index % num_columns * (width + GAP), top + index // num_columns * block
             if titled:
                 _write(draw, (x + 2, y), sample.title, TEXT, width)
                 y += LINE
@@ -122,11 +138,16 @@ def strip(samples: Sequence[Sample]) -> Image.Image:
 
 def _rows(sample: Sample) -> list[str]:
     below = "dream" if sample.num_given else "model"
-    return [below] if sample.real is None else ["real", below]
+    if sample.real is None:
+        return [below]
+    return ["real", below, *([DIFFERENCE_ROW] if sample.has_difference else [])]
 
 
 def _frames(sample: Sample, row: str) -> np.ndarray:
-    return sample.real if row == "real" else sample.dream
+    if row != DIFFERENCE_ROW:
+        return sample.real if row == "real" else sample.dream
+    difference = np.abs(sample.real.astype(np.int16) - sample.dream)
+    return np.minimum(DIFFERENCE * difference, 255).astype(np.uint8)
 
 
 def _moment(time: int, num_given: int, *, long: bool) -> tuple[str, tuple[int, int, int]]:

@@ -50,6 +50,8 @@ def small_sizes(command: str, folder: Path) -> str:
         return f"--root={folder / 'datasets'} --output={folder / 'inspect'}"
     if "--list" in command or "--help" in command or "download_models" in command:
         return ""
+    if "--mode=compare" in command:
+        return f"--compare.inputs={folder / 'evaluation'} --compare.out={folder / 'comparison'}"
     if "--mode=test" in command:
         return "--collect-only tests/models"
     paths = (
@@ -77,7 +79,8 @@ def order(command: str) -> int:
         "--mode=tokenize",
         "guided.yaml",
     )
-    return next((i for i, part in enumerate(stages) if part in command), -1) + 10 * ("--mode=eval" in command)
+    last = 10 * ("--mode=eval" in command) + 20 * ("--mode=compare" in command)
+    return next((i for i, part in enumerate(stages) if part in command), -1) + last
 
 
 @pytest.fixture(scope="module")

@@ -17,14 +17,15 @@ from tests.models import builders
 from training import evaluation, scorers
 from training.command_line import compose, parse
 from training.evaluation import SCHEMA, evaluate, run, score
-from training.scorers import random_actions, replace_action, roll_out
+from training.rollouts import dream, frames_before, precision, random_actions, replace_action, roll_out
 from training.settings import EvalSettings
 from training.setup import build_model
 
-from .workers import tiny
+from .workers import networks, tiny
+from .workers.game import NUM_ACTIONS, SIZE, play, write_game
 from .workers.launch import launch
 
-SIZE, NUM_ACTIONS, PROMPT, HORIZON = 16, 5, 2, 6
+PROMPT, HORIZON = 2, 6
 
 
 @pytest.fixture(scope="module")
@@ -42,14 +43,7 @@ def settings() -> EvalSettings:
     return replace(EvalSettings.from_config(cfg.eval), **changes)
 
 
-# ---- a game: a picture that every action pushes by so many pixels
-
-
-def play(start, actions):
-    """start (B, C, H, W), actions (B, K) -> the K frames that follow, (B, K, C, H, W)."""
-    places = actions.cumsum(1)
-    rows = [torch.stack([frame.roll(int(n), dims=-1) for n in row]) for frame, row in zip(start, places, strict=True)]
-    return torch.stack(rows)
+# ---- the game of workers/game.py, with noise for a picture
 
 
 def make_clips(count=7, num_frames=16) -> Clip:
@@ -93,6 +87,7 @@ class Oracle(nn.Module):
         self.is_latent = is_latent
         self.tokenizer = Codec(levels)
         self.asked = []  # frames of every rollout
+        self.encoded = 0  # batches of prompts that no tokens were given for
 
     def infer(self, clip):
         return clip.actions
@@ -100,20 +95,22 @@ class Oracle(nn.Module):
     def future(self, prompt, actions, seeds):
         return play(prompt[:, -1], actions[:, prompt.shape[1] - 1 :])
 
-    def rollout(self, prompt, actions, *, sampling, seeds, chunk=1):
+    def rollout(self, prompt, actions, *, sampling, seeds, chunk=1, prompt_tokens=None):
         assert isinstance(sampling, Sampling)
+        self.encoded += prompt_tokens is None
         frames = self.future(prompt, actions, seeds)
         self.asked.append(frames.shape[1])
-        return Rollout(self.tokenizer.decode(self.tokenizer.encode(frames)), None)
+        tokens = self.tokenizer.encode(frames)
+        known = self.tokenizer.encode(prompt) if prompt_tokens is None else prompt_tokens
+        return Rollout(self.tokenizer.decode(tokens), torch.cat([known, tokens], dim=1))
 
 
 class Blind(Oracle):
     """Dreams of noise that follows from the clip's seed: actions change nothing."""
 
     def future(self, prompt, actions, seeds):
-        length = actions.shape[1] - prompt.shape[1] + 1
         noise = [torch.rand(16, *prompt.shape[2:], generator=torch.Generator().manual_seed(int(s))) for s in seeds]
-        return torch.stack(noise)[:, :length]
+        return torch.stack(noise)[:, prompt.shape[1] : actions.shape[1] + 1]
 
 
 class Lazy(Oracle):
@@ -182,7 +179,7 @@ def test_delta_psnr_is_what_its_definition_says(settings):
     clip = scorers.first_frames(clip, PROMPT + HORIZON)
     place = PROMPT + settings.delta_psnr_horizon - 1
 
-    def quality(actions):
+    def quality(actions, place=place):
         frames = world.rollout(clip.frames[:, :PROMPT], actions, sampling=Sampling(), seeds=clip.seeds).frames
         error = (frames[:, place - PROMPT] - clip.frames[:, place]).square().mean((1, 2, 3))
         return -10 * np.log10(error.numpy())
@@ -190,6 +187,11 @@ def test_delta_psnr_is_what_its_definition_says(settings):
     true = quality(clip.actions)
     random = [quality(random_actions(clip.actions, clip.seeds, PROMPT, NUM_ACTIONS, n)) for n in range(4)]
     assert results["delta_psnr"] == pytest.approx((true - np.mean(random, axis=0)).mean(), abs=1e-4)
+    random = [random_actions(clip.actions, clip.seeds, PROMPT, NUM_ACTIONS, n) for n in range(4)]
+    for horizon, value in enumerate(results["delta_psnr_by_horizon"]):
+        of_random = np.mean([quality(actions, PROMPT + horizon) for actions in random], axis=0)
+        assert value == pytest.approx((quality(clip.actions, PROMPT + horizon) - of_random).mean(), abs=1e-4)
+    assert len(results["delta_psnr_by_horizon"]) == settings.delta_psnr_horizon
     last = quality(replace_action(clip.actions, clip.seeds, place - 1, NUM_ACTIONS))
     assert results["delta_psnr_last"] == pytest.approx((true - last).mean(), abs=1e-4)
 
@@ -214,8 +216,18 @@ def test_only_as_many_frames_are_dreamt_as_are_looked_at(settings):
     guided, latent = Oracle(), Oracle(is_latent=True)
     results_of(guided, settings, sizes=(7,))
     results_of(latent, settings, sizes=(7,))
-    assert guided.asked == [HORIZON, 4, 4, 4, 4, 4]
-    assert latent.asked == [HORIZON, HORIZON, 4, 4, 4, 4]
+    assert guided.asked == [HORIZON, 4, 4, 4, 4, 1]  # what lies before the replaced action is at hand
+    assert latent.asked == [HORIZON, HORIZON, 4, 4, 4, 1]
+    assert guided.encoded == latent.encoded == 0  # the true frames are encoded once, for the ceiling
+
+
+@pytest.mark.parametrize(("method", "chunk", "last"), [("one_go", 1, 4), ("autoregressive", 3, 1)])
+def test_a_round_that_the_replaced_action_lies_in_is_dreamt_again(settings, method, chunk, last):
+    chosen = replace(settings, inference_method=method, dream_length=chunk)
+    world = Oracle(levels=8)
+    results = evaluate(world, batches(make_clips(), 7), chosen)
+    assert world.asked[-1] == last
+    assert results["delta_psnr_last"] == pytest.approx(results_of(Oracle(levels=8), settings)["delta_psnr_last"])
 
 
 def test_random_actions_are_a_row_of_latent_worlds(settings):
@@ -246,7 +258,7 @@ def assert_close(first, second, name):
         assert first.keys() == second.keys(), name
         for key in first:
             assert_close(first[key], second[key], f"{name}.{key}")
-    elif isinstance(first, (float, list)):
+    elif isinstance(first, float) or (isinstance(first, list) and not all(isinstance(x, str) for x in first)):
         assert np.allclose(first, second, rtol=1e-6, atol=1e-6), name
     else:
         assert first == second, name
@@ -288,6 +300,24 @@ def test_frames_that_are_not_finite_stop_the_evaluation(settings):
 
 @pytest.mark.parametrize("kind", ["guided-published", "latent-in-place", "guided-in-place"])
 @pytest.mark.parametrize(("method", "steps"), [("one_go", 1), ("one_go", 3), ("autoregressive", 1)])
+def test_a_dream_that_goes_on_from_its_first_rounds_is_the_whole_dream(settings, kind, method, steps):
+    changes = {"inference_method": method, "inference_steps": steps, "dream_length": 2}
+    chosen = replace(settings, **changes, sample_temperature=1.0, sample_noise=1.0)
+    world = builders.settle(builders.world(kind))
+    clip = builders.clip(batch=3, num_frames=PROMPT + HORIZON)
+    actions = world.infer(clip)
+    tokens = world.tokenizer.encode(clip.frames)
+    whole = dream(world, clip, actions, chosen)
+    assert torch.equal(whole.tokens, dream(world, clip, actions, chosen, tokens=tokens).tokens)
+    done = frames_before(chosen, 4)
+    assert done == (0 if method == "one_go" else 2)
+    known = clip._replace(frames=torch.cat([clip.frames[:, :PROMPT], whole.frames[:, :done]], 1))
+    rest = dream(world, known, actions, chosen, num_needed=4, tokens=whole.tokens, num_done=done)
+    assert torch.allclose(rest.frames[:, : 4 - done], whole.frames[:, done:4], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["guided-published", "latent-in-place", "guided-in-place"])
+@pytest.mark.parametrize(("method", "steps"), [("one_go", 1), ("one_go", 3), ("autoregressive", 1)])
 def test_a_shortened_rollout_is_the_beginning_of_the_whole_one(settings, kind, method, steps):
     changes = {"inference_method": method, "inference_steps": steps, "dream_length": 2}
     chosen = replace(settings, **changes, sample_temperature=1.0, sample_noise=1.0)
@@ -313,8 +343,9 @@ def test_samples_are_spread_over_the_set_and_show_the_given_frames(settings):
 # ---- the whole job from a configuration
 
 
-def configure(kind, root, **changes):
+def configure(kind, root, weights=None, **changes):
     """A saved model of random weights and the configuration that evaluates it on 7 held-out clips."""
+    fpath = root / f"{weights or kind}.safetensors"
     common = {
         "eval__dataset_name": "noise",
         "eval__seq_step": 1,
@@ -324,13 +355,13 @@ def configure(kind, root, **changes):
         "eval__model_name": kind,
         "eval__save_root_dpath": root / "out",
         "eval__weights_dir": root / "weights",
+        "eval__reader_steps": 2,
         "eval__inference_method": "autoregressive",
         "eval__dream_length": 1,
-        "eval__model_fpath": root / f"{kind}.safetensors",
+        "eval__model_fpath": fpath,
         "mode": "eval",
     }
     cfg = tiny.configure(kind, root, **(common | changes))
-    fpath = root / f"{kind}.safetensors"
     if not fpath.exists():
         torch.manual_seed(0)
         model = builders.settle(build_model(cfg.network))
@@ -363,8 +394,18 @@ def test_metrics_json_has_the_schema_and_pictures_lie_beside_it(root, kind, caps
     low, high = results["psnr_ci95"]
     assert low <= results["psnr"] <= high
     assert results["fid"] is None and "download_models.py --models --fid" in results["fid_missing"]
+    assert results["lpips"] is None and "at least 32x32" in results["lpips_missing"]
+    assert results["fvd"] is None and "at least 10 frames" in results["fvd_missing"]
     is_world = kind != "tokenizer"
-    for key in ("delta_psnr", "delta_psnr_last", "copy_last_psnr", "ceiling_psnr", "psnr_gain_h2_10", "action_usage"):
+    for key in (
+        "delta_psnr",
+        "delta_psnr_last",
+        "copy_last_psnr",
+        "ceiling_psnr",
+        "psnr_gain_h2_10",
+        "action_usage",
+        "action_following",
+    ):
         assert (results[key] is not None) == is_world
     assert (results["random_actions_psnr"] is not None) == (kind == "genie_redux")
     assert (results["codebook_perplexity"] is not None) == (not is_world)
@@ -391,23 +432,113 @@ def evaluate_in(num_processes: int, cfg_fpath: Path) -> str:
     return process.stdout
 
 
+def in_the_game(kind, root, **changes):
+    """7 clips of the game with ten predicted frames, and every network that a metric needs, with random weights."""
+    if not (root / "data" / "squares").exists():
+        configure(kind, root)
+        write_game(root / "data", "squares", size=32, train=(20, 14, 0), validation=(7, 14, 1000))
+        write_game(root / "data", "overlapping", size=32, test=(4, 14, 17))
+        networks.write_all(root / "weights_of_all")
+    common = {
+        "data__image_size": "[32,32]",
+        "train__dataset_name": "squares",
+        "eval__dataset_name": "squares",
+        "eval__num_frames": 11,
+        "eval__sample_num_frames": 10,
+        "eval__reader_steps": 20,
+        "eval__weights_dir": root / "weights_of_all",
+    }
+    if kind != "tokenizer":
+        in_the_game("tokenizer", root)
+        common |= {"data__num_actions": NUM_ACTIONS, "dynamics__max_seq_len": None}
+        common["tokenizer_fpath"] = root / "tokenizer_of_game.safetensors"
+    return configure(kind, root, weights=f"{kind}_of_game", **(common | changes))
+
+
+MEASURED = {
+    "genie_redux": ("action_following", "latent_actions", "random_actions_lpips", "copy_last_fvd", "real_fid_nearest"),
+    "tokenizer": ("codebook_counts",),
+}
+
+
 @pytest.mark.parametrize("kind", ["genie_redux", "tokenizer"])
-def test_two_processes_write_the_metrics_of_one(root, kind):
-    one = configure(kind, root, eval__save_root_dpath=root / "one")
-    two = configure(kind, root, eval__save_root_dpath=root / "two")
+def test_two_processes_write_the_metrics_of_one(root, kind, monkeypatch):
+    networks.use_stand_ins(monkeypatch)
+    one = in_the_game(kind, root, eval__save_root_dpath=root / "one")
+    two = in_the_game(kind, root, eval__save_root_dpath=root / "two")
     expected = run(one)[kind]
+    for key in ("lpips", "lpips_by_horizon", "fid", "fid_nearest", "fvd", "real_fvd", *MEASURED[kind]):
+        assert (expected[key] is not None) or (kind == "tokenizer" and key == "lpips_by_horizon"), key
+    assert expected["num_clips"] == 7
     OmegaConf.save(two, root / "two.yaml")
     output = evaluate_in(2, root / "two.yaml")
     assert output.count("written to") == 1
     assert "pooled features are those of the whole" in output
-    folder = root / "two" / kind / "noise" / kind
-    results = json.loads((folder / "metrics.json").read_text())[kind]
+    folders = [root / name / kind / "squares" / kind for name in ("one", "two")]
+    results = json.loads((folders[1] / "metrics.json").read_text())[kind]
     for key in set(SCHEMA) - {"eval_seconds", "clips_per_second"}:
         assert_close(results[key], expected[key], key)
-    pictures = sorted((folder / "samples").iterdir())
-    assert [path.name for path in pictures] == [
-        path.name for path in sorted((root / "one" / kind / "noise" / kind / "samples").iterdir())
-    ]
+    pictures = [sorted(path.name for path in (folder / "samples").iterdir()) for folder in folders]
+    assert pictures[0] == pictures[1]
+    if kind == "genie_redux":
+        first, second = (np.load(folder / "latents.npz") for folder in folders)
+        assert first["vectors"].shape == (70, 32)
+        for name in ("vectors", "codes", "actions"):
+            assert np.allclose(first[name], second[name], atol=1e-5), name
+        maps = [json.loads((folder / "latent_actions.json").read_text()) for folder in folders]
+        assert maps[0] == maps[1] and maps[0]["counts"] == expected["latent_actions"]["counts"]
+
+
+def test_levels_that_the_model_was_trained_on_are_refused(root):
+    def with_training_set(name):
+        fpath = root / f"trained_on_{name}.safetensors"
+        cfg = in_the_game("tokenizer", root, eval__dataset_name="overlapping", eval__model_fpath=fpath)
+        node = OmegaConf.to_container(cfg.network, resolve=True)
+        save_weights(build_model(cfg.network), fpath, config=node, metadata={"dataset_name": name})
+        return cfg
+
+    with pytest.raises(
+        ValueError, match=r"overlapping \(test\) has 3 levels, such as 17, .* set eval.allow_train=true"
+    ):
+        run(with_training_set("squares"))
+    for name in ("noise", "not at hand", "overlapping"):  # other game, gone, without a training split
+        assert run(with_training_set(name))["tokenizer"]["psnr"] is not None
+    allowed = with_training_set("squares")
+    allowed.eval.allow_train = True
+    assert run(allowed)["tokenizer"]["psnr"] is not None
+    held_out = with_training_set("squares")
+    held_out.eval.dataset_name = "squares"
+    assert run(held_out)["tokenizer"]["protocol"]["split"] == "validation"
+
+
+def test_metrics_can_be_left_out(root):
+    cfg = configure("genie_redux", root, eval__leave_out="[action_following,fid]")
+    results = run(cfg)["genie_redux"]
+    assert results["action_following"] is None
+    assert results["action_following_missing"] == "left out by eval.leave_out=action_following"
+    assert results["fid_missing"] == "left out by eval.leave_out=fid"
+
+
+def test_in_mixed_precision_the_model_computes_in_bf16_and_pixels_stay_fp32(settings):
+    world = builders.settle(builders.world("latent-in-place"))
+    clip = builders.clip(batch=2, num_frames=PROMPT + HORIZON)
+    seen = []
+
+    def note(module, inputs, output):
+        seen.append(output.dtype)
+
+    for part in (world.tokenizer.patch_embedding.first[1], world.dynamics.to_logits, world.tokenizer.to_pixels):
+        part.register_forward_hook(note)
+    mixed = replace(settings, mixed_precision="bf16")
+    frames = dream(world, clip, world.infer(clip), mixed).frames
+    assert frames.dtype == torch.float32 and seen[-1] == torch.float32
+    assert set(seen[:-1]) == {torch.bfloat16}
+    rounded = frames.bfloat16().float()
+    assert (frames != rounded).float().mean() > 0.9
+    assert evaluate(world, batches(clip, 2), mixed)["psnr"] == pytest.approx(
+        evaluate(world, batches(clip, 2), settings)["psnr"], abs=0.5
+    )
+    assert precision(settings, torch.device("cpu")) == "no" and precision(mixed, torch.device("cpu")) == "bf16"
 
 
 # ---- bad input: one line each
@@ -428,6 +559,21 @@ def test_two_processes_write_the_metrics_of_one(root, kind):
         ("tokenizer", {"eval__require": "[fid]"}, "eval.require=fid"),
         ("tokenizer", {"eval__require": "[fidd]"}, "'fidd'"),
         ("tokenizer", {"eval__require": "[delta_psnr]"}, "eval.require=delta_psnr"),
+        ("genie_redux", {"eval__require": "[fvd]"}, "eval.require=fvd, but eval.sample_num_frames is 3"),
+        (
+            "tokenizer",
+            {"eval__require": "[lpips]"},
+            "eval.require=lpips, but frames are 16x16, LPIPS needs at least 32x32",
+        ),
+        ("genie_redux", {"eval__require": "[fid_nearest]"}, "eval.require=fid_nearest, but no weights-inception"),
+        ("genie_redux", {"eval__require": "[lpips]", "eval__leave_out": "[lpips]"}, "take it out of one of them"),
+        ("genie_redux", {"eval__leave_out": "[psnr]"}, "eval.leave_out is .*, expected some of fid, fvd"),
+        ("genie_redux", {"eval__mixed_precision": "fp16"}, "eval.mixed_precision is 'fp16'"),
+        (
+            "genie_redux",
+            {"eval__require": "[action_following]", "eval__reader_dataset_name": "other"},
+            "eval.require=action_following, but eval.reader_dataset_name=other cannot be read",
+        ),
         ("tokenizer", {"eval__save_root_dpath": "{root}/noise.txt/below"}, "eval.save_root_dpath"),
     ],
 )

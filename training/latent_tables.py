@@ -1,0 +1,175 @@
+"""What latent actions have to do with the recorded ones: tables, and a map learned from few labelled transitions.
+
+A latent world never sees recorded actions. Only here are they put beside the codes that its action model inferred, to
+measure the codes and to make the world playable with real keys.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from data.episodes import write_json
+from models import pretrained
+from training.intervals import mean_and_interval
+from training.metrics import ClipValues
+
+MAX_LABELLED = 200  # transitions whose recorded action the map may learn from
+MAX_LATENTS = 2000  # transitions whose vectors are kept for pictures
+FILE = "latent_actions.json"
+
+
+class LatentActions:
+    """Codes, vectors and recorded actions of every clip of an evaluation.
+
+    num_clips: of the whole set, where it is known: no more clips keep their vectors than pictures need.
+    """
+
+    def __init__(self, num_codes: int, num_clips: int | None):
+        self.num_codes = num_codes
+        every = range(num_clips or 0)
+        self._with_vectors = set(spread(num_clips, MAX_LATENTS)) if len(every) > MAX_LATENTS else None
+        self.codes, self.actions, self.vectors = ClipValues(), ClipValues(), ClipValues()
+
+    def update(self, numbers: Sequence[int], codes: Tensor, actions: Tensor | None, vectors: Tensor | None) -> None:
+        """codes, actions: (B, T-1); vectors: (B, T-1, D)."""
+        self.codes.add(numbers, codes)
+        if actions is not None:
+            self.actions.add(numbers, actions)
+        if vectors is not None:
+            rows = [row for row, number in enumerate(numbers) if self._keeps(number)]
+            self.vectors.add([numbers[row] for row in rows], vectors[rows].float())
+
+    def _keeps(self, number: int) -> bool:
+        return self._with_vectors is None or number in self._with_vectors
+
+    def gather(self) -> None:
+        for values in (self.codes, self.actions, self.vectors):
+            values.gather()
+
+    def compute(self, num_actions: int | None = None) -> dict | None:
+        """The results under `latent_actions`; None without recorded actions. num_actions: of the recorded ones."""
+        if not self.actions.values.size:
+            return None
+        codes, actions = self.codes.values.astype(int), self.actions.values.astype(int)
+        return tables(codes, actions, self.num_codes, num_actions or int(actions.max()) + 1)
+
+    def picture(self) -> dict[str, np.ndarray]:
+        """{"vectors" (N, D) float32, "codes" (N,), "actions" (N,)} of at most 2,000 transitions, "actions" only where
+        they were recorded; empty where the world gives no vectors."""
+        if not self.vectors.values.size:
+            return {}
+        numbers = self.vectors.numbers
+        vectors = np.concatenate(self.vectors.values)
+        chosen = spread(len(vectors), MAX_LATENTS)
+        found = {"vectors": vectors[chosen].astype(np.float32), "codes": self.codes.of(numbers).ravel()[chosen]}
+        if self.actions.values.size:
+            found["actions"] = self.actions.of(numbers).ravel()[chosen]
+        return {name: values if name == "vectors" else values.astype(np.int64) for name, values in found.items()}
+
+
+def tables(codes: np.ndarray, actions: np.ndarray, num_codes: int, num_actions: int) -> dict:
+    """How codes (N, T) go with recorded actions (N, T) of the same N clips.
+
+    counts[code][action] are of all transitions. The map comes from at most 200 labelled ones, those of a few whole
+    clips spread over the set; its accuracy is that on all other clips, with an interval over them, beside the accuracy
+    of always naming the action most frequent among the labelled.
+    """
+    counts = joint_counts(codes, actions, num_codes, num_actions)
+    is_labelled = np.zeros(len(codes), bool)
+    is_labelled[labelled_clips(*codes.shape)] = True
+    labelled = joint_counts(
+        codes[is_labelled, :MAX_LABELLED], actions[is_labelled, :MAX_LABELLED], num_codes, num_actions
+    )
+    results = {
+        "counts": counts.tolist(),
+        "mutual_information_bits": mutual_information(counts),
+        "nmi": normalised_mutual_information(counts),
+        "purity": purity(counts),
+        "num_labelled": int(labelled.sum()),
+        "num_transitions": int(counts.sum()),
+    }
+    if not labelled.sum():
+        missing = ("real_of_latent", "latent_of_real", "mapping_accuracy", "mapping_accuracy_ci95", "majority_accuracy")
+        return results | dict.fromkeys(missing)
+    real_of_latent, latent_of_real = learn_map(labelled)
+    right = (real_of_latent[codes[~is_labelled]] == actions[~is_labelled]).mean(axis=1)
+    accuracy = mean_and_interval(right)
+    return results | {
+        "real_of_latent": real_of_latent.tolist(),
+        "latent_of_real": latent_of_real.tolist(),
+        "mapping_accuracy": accuracy["mean"],
+        "mapping_accuracy_ci95": accuracy["ci95"],
+        "majority_accuracy": float((actions[~is_labelled] == labelled.sum(0).argmax()).mean()),
+    }
+
+
+def joint_counts(codes: np.ndarray, actions: np.ndarray, num_codes: int, num_actions: int) -> np.ndarray:
+    """(num_codes, num_actions): how often a code and an action come together."""
+    pairs = codes.ravel() * num_actions + actions.ravel()
+    return np.bincount(pairs, minlength=num_codes * num_actions).reshape(num_codes, num_actions)
+
+
+def labelled_clips(num_clips: int, num_transitions: int) -> list[int]:
+    """Which of the clips may be labelled: as many as give 200 transitions, at most half of all, evenly spread."""
+    return spread(num_clips, min(max(1, MAX_LABELLED // num_transitions), num_clips // 2))
+
+
+def learn_map(labelled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(real action of each code, code of each real action) from counts (codes, actions) of labelled transitions.
+
+    A code stands for its most frequent action, a code never seen for the most frequent one of all. A real key presses
+    the code that most purely stands for its action; one is added to every count, so that few labels prove little.
+    """
+    real_of_latent = np.where(labelled.sum(1) > 0, labelled.argmax(1), labelled.sum(0).argmax())
+    shares = (labelled + 1) / (labelled + 1).sum(1, keepdims=True)
+    return real_of_latent, shares.argmax(0)
+
+
+def mutual_information(counts: np.ndarray) -> float:
+    """I(code; action) in bits."""
+    return _entropy(counts.sum(1)) + _entropy(counts.sum(0)) - _entropy(counts.ravel())
+
+
+def normalised_mutual_information(counts: np.ndarray) -> float | None:
+    """I by the mean of both entropies: 0 unrelated, 1 one-to-one; None where there is but one code and one action."""
+    mean = (_entropy(counts.sum(1)) + _entropy(counts.sum(0))) / 2
+    return mutual_information(counts) / mean if mean else None
+
+
+def purity(counts: np.ndarray) -> float:
+    """The share of transitions whose action is the most frequent one of their code."""
+    return float(counts.max(1).sum() / counts.sum())
+
+
+def _entropy(counts: np.ndarray) -> float:
+    shares = counts[counts > 0] / counts.sum()
+    return float(-(shares * np.log2(shares)).sum())
+
+
+def spread(total: int, count: int) -> list[int]:
+    """`count` numbers, or all, spread evenly over 0 … total - 1."""
+    count = min(total, count)
+    return [index * total // count for index in range(count)]
+
+
+def write_map(folder: Path, model_fpath: str, table: dict, names: list[str]) -> None:
+    """`latent_actions.json` in the evaluation's folder, and in the run folder of the weights if they lie in one.
+
+    names: of the recorded actions. A run folder that cannot be written to is left alone.
+    """
+    content = {
+        "num_actions": len(table["real_of_latent"]),
+        "names": {str(code): names[action] for code, action in enumerate(table["real_of_latent"])},
+        "real_names": names,
+        **{key: table[key] for key in ("real_of_latent", "latent_of_real", "counts", "num_labelled")},
+        "step": pretrained.read_header(model_fpath)["metadata"].get("step"),
+    }
+    write_json(folder / FILE, content)
+    step_dpath = pretrained.resolve_fpath(model_fpath).parent
+    if step_dpath.name.startswith("step-"):
+        try:
+            write_json(step_dpath.parent / FILE, content)
+        except OSError as error:
+            print(f"{step_dpath.parent} cannot be written to ({error.strerror}): {FILE} lies only in {folder}")

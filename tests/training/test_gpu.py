@@ -8,10 +8,12 @@ import torch
 from models.interfaces import Sampling
 from tests.models import builders
 from tests.models.builders import WORLDS, clip, settle
+from training.evaluation import run
 from training.objectives import one_loss
 from training.trainer import Trainer, train
 
-from .workers import tiny
+from .test_evaluation import MEASURED, in_the_game
+from .workers import networks, tiny
 
 pytestmark = [
     pytest.mark.gpu,
@@ -70,3 +72,11 @@ class Watched(Trainer):
 def test_the_host_never_waits_for_the_gpu_within_a_step(kind, optimizer, precision, tmp_path):
     settings = {"train__mixed_precision": precision, "train__grad_accum": 2, "train__ema_decay": 0.9}
     Watched(tiny.configure(kind, tmp_path, **settings, optimizer=optimizer, train__log_every=4)).run()
+
+
+def test_an_evaluation_on_the_gpu_has_every_metric_and_uses_bf16(tmp_path, monkeypatch):
+    networks.use_stand_ins(monkeypatch)
+    results = run(in_the_game("genie_redux", tmp_path))["genie_redux"]
+    assert results["protocol"]["mixed_precision"] == "bf16"
+    for key in ("psnr", "ssim", "lpips", "fid", "fid_nearest", "fvd", "real_fvd", *MEASURED["genie_redux"]):
+        assert results[key] is not None, key

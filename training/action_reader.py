@@ -75,22 +75,25 @@ class ActionFollowing:
     In a world with recorded actions that is the action that was given. The dream of a latent world is given the codes
     inferred from the true frames: they stand for what really happened, so the recorded action is looked for as well.
     Beside it the same on the true transitions, which no reader can all tell (a button without effect looks like none),
-    the ratio of both errors (AVID's action error ratio), and the accuracy of always naming the most frequent action.
+    and on those that have been through the tokenizer and back, which may have lost what tells; the ratio of the errors
+    on dream and truth (AVID's action error ratio), and the accuracy of always naming the most frequent action.
     """
 
     def __init__(self, reader: nn.Module, num_given: int):
         self.reader, self.num_given = reader, num_given
-        self.dreamt, self.real, self.actions = ClipValues(), ClipValues(), ClipValues()
+        self.dreamt, self.ceiling, self.real, self.actions = (ClipValues() for _ in range(4))
 
-    def update(self, dreamt: Tensor, clip: Clip, numbers: Sequence[int]) -> None:
-        """dreamt: (B, P+K, C, H, W), the given frames first; clip: the true one, as long."""
+    def update(self, dreamt: Tensor, ceiling: Tensor, clip: Clip, numbers: Sequence[int]) -> None:
+        """dreamt, ceiling: what is predicted, (B, K, C, H, W); clip: the true one, with the given frames first."""
         given = clip.actions[:, self.num_given - 1 :]
-        for values, frames in ((self.dreamt, dreamt), (self.real, clip.frames)):
-            values.add(numbers, self.reader.read(frames)[:, self.num_given - 1 :] == given)
+        prompt, future = clip.frames[:, : self.num_given], clip.frames[:, self.num_given :]
+        for values, frames in ((self.dreamt, dreamt), (self.ceiling, ceiling), (self.real, future)):
+            found = self.reader.read(torch.cat([prompt, frames], dim=1))
+            values.add(numbers, found[:, self.num_given - 1 :] == given)
         self.actions.add(numbers, given)
 
     def gather(self) -> None:
-        for values in (self.dreamt, self.real, self.actions):
+        for values in (self.dreamt, self.ceiling, self.real, self.actions):
             values.gather()
 
     @property
@@ -106,6 +109,7 @@ class ActionFollowing:
             "action_following": dreamt["mean"],
             "action_following_ci95": dreamt["ci95"],
             "action_following_real": real,
+            "ceiling_action_following": float(self.ceiling.values.mean()),
             "action_following_majority": float(np.bincount(self.actions.values.astype(int).ravel()).max())
             / self.actions.values.size,
             "action_error_ratio": (1 - dreamt["mean"]) / (1 - real) if real < 1 else None,

@@ -153,7 +153,7 @@ class WorldScorer:
             metric.update("ceiling_", ceiling)
         whole = torch.cat([prompt, frames], dim=1)
         if self.following is not None and clip.actions is not None:
-            self.following.update(whole, clip, numbers)
+            self.following.update(frames, ceiling, clip, numbers)
         return Drawn(clip.frames, whole, self.num_given, actions)
 
     def _infer(self, clip: Clip, numbers: Sequence[int]) -> Tensor:

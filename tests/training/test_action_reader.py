@@ -96,7 +96,11 @@ def test_a_world_that_does_not_listen_is_at_chance(settings, reader):
     low, high = deaf["action_following_ci95"]
     assert low - 0.03 < 0.2 < high + 0.03
     assert deaf["delta_psnr"] == deaf["delta_psnr_last"] == 0
-    assert deaf["action_following_real"] > 0.97 and deaf["action_error_ratio"] > 10
+    assert (
+        deaf["action_following_real"] > 0.97
+        and deaf["ceiling_action_following"] > 0.97
+        and deaf["action_error_ratio"] > 10
+    )
     blind = results_of(Blind(), settings, reader)
     assert blind["action_following"] < 0.3
     lazy = results_of(Lazy(), settings, reader)

@@ -131,12 +131,12 @@ def check_levels(dataset: ClipDataset, settings: EvalSettings) -> None:
     if settings.allow_train or name is None:
         return
     try:
-        trained_on = Episodes(settings.dataset_root_dpath, name, "train")
-    except (ValueError, OSError):
-        return  # not at hand, or without such a split
-    games = [_game(episodes.info) for episodes in (trained_on, dataset.episodes)]
-    if games[0] is None or games[0] != games[1]:
+        info = read_info(settings.dataset_root_dpath, name)
+    except FileNotFoundError:
         return
+    if "train" not in info["splits"] or _game(info) is None or _game(info) != _game(dataset.episodes.info):
+        return
+    trained_on = Episodes(settings.dataset_root_dpath, name, "train")
     shared = np.intersect1d(trained_on.level_seeds, dataset.episodes.level_seeds)
     if len(shared):
         raise ValueError(
@@ -187,11 +187,9 @@ def shared_networks(
 def _too_short(settings: EvalSettings, is_world: bool) -> str | None:
     key = "sample_num_frames" if is_world else "num_frames"
     value = getattr(settings, key)
-    return (
-        None
-        if value >= FVD_MIN_FRAMES
-        else f"eval.{key} is {value}, FVD needs clips of at least {FVD_MIN_FRAMES} frames"
-    )
+    if value >= FVD_MIN_FRAMES:
+        return None
+    return f"eval.{key} is {value}, FVD needs clips of at least {FVD_MIN_FRAMES} frames"
 
 
 def _too_small(dataset: ClipDataset) -> str | None:

@@ -95,7 +95,9 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("command", sorted(set(printed_commands()) - TESTED_ELSEWHERE, key=order))
+@pytest.mark.parametrize(
+    "command", sorted(set(printed_commands()) - TESTED_ELSEWHERE, key=lambda line: (order(line), line))
+)
 def test_a_command_of_the_readme_runs_as_printed(command, folder):
     typed = command.replace("my_world.yaml", str(folder / "my_world.yaml"))
     typed = typed.replace("~/gameplay", str(folder / "gameplay"))

@@ -5,6 +5,7 @@
 The processes have said themselves what went wrong; a traceback of the launcher below that line only hides it.
 """
 
+import contextlib
 import logging
 import os
 import runpy
@@ -16,6 +17,8 @@ from pathlib import Path
 
 import psutil
 
+HANDED_ON = (signal.SIGTERM, signal.SIGUSR1)
+
 
 def is_python(script: Path) -> bool:
     """Whether a console script is Python; behind a path with spaces, pip writes one that starts as a shell script."""
@@ -23,19 +26,21 @@ def is_python(script: Path) -> bool:
     return first.startswith(b"#!") and (b"python" in first or rest.startswith(b"'''exec'"))
 
 
-def hand_on_usr1() -> None:
-    """Give SIGUSR1, of which launchers know nothing, to the processes that they start: trainings save and end.
+def hand_signals_on() -> None:
+    """Give SIGTERM and SIGUSR1 to the processes that were started, and wait for them: trainings save and end well.
 
-    It stays blocked for those too until they listen, so that one that comes while they start is not lost.
+    A launcher knows nothing of SIGUSR1, and would end with an error of its own after SIGTERM. Both stay blocked for
+    the processes too until they listen, so that one that comes while they start is not lost.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
-    threading.Thread(target=_hand_on_usr1, daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_BLOCK, HANDED_ON)
+    threading.Thread(target=_hand_on, daemon=True).start()
 
 
-def _hand_on_usr1() -> None:
-    while signal.sigwait([signal.SIGUSR1]):
-        for process in psutil.Process().children(recursive=True):
-            process.send_signal(signal.SIGUSR1)
+def _hand_on() -> None:
+    while number := signal.sigwait(HANDED_ON):
+        for process in psutil.Process().children():  # theirs, such as loaders, end with them
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
 
 
 def main(words: list[str]) -> int:
@@ -48,7 +53,7 @@ def main(words: list[str]) -> int:
     if not os.environ.get("LAMP_TRACEBACK"):
         logging.disable(logging.ERROR)  # here only; the processes keep their own
     sys.argv = [found, *words[1:]]
-    hand_on_usr1()
+    hand_signals_on()
     try:
         runpy.run_path(found, run_name="__main__")
     except KeyboardInterrupt:

@@ -389,14 +389,15 @@ def test_the_launcher_adds_no_report_of_its_own(tmp_path, ending, code, last_lin
     assert (done.returncode, done.stderr.splitlines()) == (code, [last_line])
 
 
-def test_the_launcher_hands_sigusr1_on_even_while_processes_start_and_ends_well(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_the_launcher_hands_signals_on_even_while_processes_start_and_ends_well(tmp_path, number):
     program = tmp_path / "program.py"
     program.write_text(
         "import os, pathlib, signal, time\n"
         f"pathlib.Path({str(tmp_path)!r}, os.environ['RANK']).touch()\n"
         "time.sleep(1)\n"
-        "signal.signal(signal.SIGUSR1, lambda *_: os._exit(0))\n"
-        "signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])\n"
+        f"signal.signal({int(number)}, lambda *_: os._exit(0))\n"
+        f"signal.pthread_sigmask(signal.SIG_UNBLOCK, [{int(number)}])\n"
         "time.sleep(60)\n"
     )
     words = [sys.executable, str(ROOT / "scripts" / "launch.py"), str(Path(sys.executable).parent / "torchrun")]
@@ -404,7 +405,7 @@ def test_the_launcher_hands_sigusr1_on_even_while_processes_start_and_ends_well(
     while not all((tmp_path / rank).exists() for rank in "01"):
         assert launcher.poll() is None
         time.sleep(0.05)
-    launcher.send_signal(signal.SIGUSR1)
+    launcher.send_signal(number)
     assert launcher.wait(timeout=50) == 0
 
 

@@ -6,6 +6,7 @@ once. An error that the user can mend ends in one line and exit code 2; LAMP_TRA
 
 import importlib
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -65,6 +66,8 @@ def run(words: list[str]) -> None:
     if command.only_checks:
         return
     check_world_size()
+    if cfg.mode != "train":  # scripts/launch.py blocks what a training listens to later
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     if cfg.mode in ("train", "tokenize"):
         use_default_tokenizer(cfg)
     module, function = WORK[cfg.mode].split(":")

@@ -95,8 +95,8 @@ class Interrupts(AbstractContextManager):
             self._former_mouth = signal.set_wakeup_fd(self._mouth.fileno(), warn_on_full_buffer=False)
             for number in self.HANDLED:
                 self._before[number] = signal.signal(number, self._handle)
-            # scripts/launch.py lets processes start with it blocked, so that one that comes early is not lost.
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
+            # scripts/launch.py lets processes start with them blocked, so that one that comes early is not lost.
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, self.HANDLED)
         return self
 
     def __exit__(self, *exception) -> None:

@@ -7,7 +7,8 @@
 #   --mode=MODE             train | eval; tokenize writes the tokens that --train.token_cache=true reads;
 #                           compare puts the results of evaluations into one table, --compare.inputs=[FILE,FOLDER];
 #                           pipeline is the mode of quickstart.yaml;
-#                           test runs pytest and hands it the other arguments;
+#                           test runs pytest, in LAMP_TEST_PROCESSES processes (one per core, at most four), and hands
+#                           it the other arguments;
 #                           generate is data_generation/generate.py, with its own configs
 #   --num_processes=N       processes in all: one per GPU, or any number on CPU
 #   --key.sub=value         any key of the config; of repeated keys the last counts
@@ -42,7 +43,9 @@ source scripts/environment.sh
 
 if [[ $mode == test ]]; then
   set_up_environment
-  exec "$python" -m pytest "${arguments[@]}"
+  # Whole files side by side, each in one thread: tests are many small steps.
+  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+  exec "$python" -m pytest --numprocesses="${LAMP_TEST_PROCESSES:-auto}" --maxprocesses=4 --dist=loadfile "${arguments[@]}"
 fi
 if [[ $mode == generate ]]; then
   set_up_environment

@@ -159,9 +159,10 @@ def test_a_yaml_is_found_from_where_the_user_stands(ready, tmp_path):
 
 
 def test_mode_test_hands_everything_else_to_pytest(ready):
-    assert given(run(ready, "--mode=test", "-k", "a or b", "tests/x.py"))[:7] == [
-        "python", "-m", "pytest", "-k", "a or b", "tests/x.py"
-    ][:7]  # fmt: skip
+    assert given(run(ready, "--mode=test", "-k", "a or b", "tests/x.py"))[:9] == [
+        "python", "-m", "pytest", "--numprocesses=auto", "--maxprocesses=4", "--dist=loadfile",
+        "-k", "a or b", "tests/x.py"
+    ]  # fmt: skip
 
 
 # ---- launchers

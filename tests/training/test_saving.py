@@ -97,7 +97,7 @@ def test_passes_without_an_update_leave_no_trace_in_a_dropped_step(tmp_path, kin
         output.loss.backward()
         state.window.add({"loss": output.loss})
         torch.rand(3)
-    if kind != "genie_redux_guided":
+    if kind == "noisy_line":  # a module that writes in its forward pass; codebooks wait for the end of the step
         assert any(not torch.equal(value, live[name]) for name, value in state.model.state_dict().items())
     assert_same_tree(before, state.collect([moment.own_state()], moment.touched))
     with state.averaged_weights():  # as in a validation

@@ -7,6 +7,8 @@
 #   --mode=MODE             train | eval; tokenize writes the tokens that --train.token_cache=true reads;
 #                           compare puts the results of evaluations into one table, --compare.inputs=[FILE,FOLDER];
 #                           pipeline is the mode of quickstart.yaml;
+#                           play serves a page to play trained worlds in, and needs no config;
+#                           dream writes a film of a dream (GIF, MP4), and needs no config;
 #                           test runs pytest, in LAMP_TEST_PROCESSES processes (one per core, at most four), and hands
 #                           it the other arguments;
 #                           generate is data_generation/generate.py, with its own configs

@@ -158,6 +158,15 @@ class Level:
         """Whether the episode that ended with the last step reached its goal (CoinRun: the coin)."""
         return bool(self._simulator.get_info()[0]["prev_level_complete"])
 
+    def state(self) -> bytes:
+        """All that decides how the level goes on, some 40 kB; `restore` leads back to it."""
+        return self._simulator.get_state()[0]
+
+    def restore(self, state: bytes) -> None:
+        """Go on from where this level, or another simulator of it, was at `state`."""
+        self._simulator.set_state([state])
+        self.frame = self._picture(self._simulator.observe()[1])
+
     def close(self) -> None:
         """Nothing of the level, its `frame` included, is to be used any more."""
         _idle.setdefault(self._game, []).append(self._simulator)

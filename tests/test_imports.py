@@ -13,7 +13,10 @@ ALLOWED = {
     "models": (),
     "data_generation": ("data.episodes", "data.locks"),
     "training": ("data", "models", "play"),
-    "play": ("models", "data", "training.checkpoint", "data_generation.environment"),
+    "play": (
+        *("models", "data", "data_generation.environment"),
+        *("training.checkpoint", "training.settings", "training.video"),
+    ),
 }
 FILES = [file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py"))]
 WITHOUT_TORCH = [

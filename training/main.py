@@ -15,7 +15,15 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig
 
 from training import accelerate_config, command_line
-from training.settings import CompareSettings, EvalSettings, ScheduleSettings, TokenizeSettings, TrainSettings
+from training.settings import (
+    CompareSettings,
+    DreamSettings,
+    EvalSettings,
+    PlaySettings,
+    ScheduleSettings,
+    TokenizeSettings,
+    TrainSettings,
+)
 
 # mode -> the function that does it, given the composed configuration
 WORK = {
@@ -24,6 +32,8 @@ WORK = {
     "pipeline": "training.pipeline:run",
     "tokenize": "training.tokenization:run",
     "compare": "training.comparison:run",
+    "play": "play.server:run",
+    "dream": "play.dream:run",
 }
 USER_ERRORS = (ValueError, OSError)
 SECONDS_FOR_FIRST_PROCESS = 3.0  # the launcher ends all others as soon as one has failed
@@ -98,6 +108,14 @@ def check(cfg: DictConfig) -> None:
         TokenizeSettings.from_config(cfg.tokenize)
     if cfg.mode == "compare":
         check_comparison(cfg)
+    if cfg.mode == "play":
+        if "play" not in cfg:
+            raise ValueError("the config has no play; leave --config out: the page finds the worlds itself")
+        if int(os.environ.get("LAMP_NUM_PROCESSES", 1)) > 1:
+            raise ValueError("mode=play is one process that serves all players: leave --num_processes out")
+        PlaySettings.from_config(cfg.play)
+    if cfg.mode == "dream":
+        check_dream(cfg)
 
 
 def check_comparison(cfg: DictConfig) -> None:
@@ -106,6 +124,14 @@ def check_comparison(cfg: DictConfig) -> None:
     if int(os.environ.get("LAMP_NUM_PROCESSES", 1)) > 1:
         raise ValueError("a comparison is the work of one process: leave --num_processes out")
     CompareSettings.from_config(cfg.compare)
+
+
+def check_dream(cfg: DictConfig) -> None:
+    if "dream" not in cfg:
+        raise ValueError("the config has no dream; leave --config out: a dream finds its world itself")
+    if int(os.environ.get("LAMP_NUM_PROCESSES", 1)) > 1:
+        raise ValueError("a dream is the work of one process: leave --num_processes out")
+    DreamSettings.from_config(cfg.dream)
 
 
 def check_world_size() -> None:

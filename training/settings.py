@@ -259,6 +259,106 @@ class CompareSettings(Settings):
 
 
 @dataclass(frozen=True)
+class PlaySettings(Settings):
+    """What `configs/play/default.yaml` holds; the comments there say what each key means."""
+
+    group: ClassVar[str] = "play"
+
+    roots: list[str]
+    model_fpath: str | None
+    tokenizer_fpath: str | None
+    dataset_root_dpath: str
+    dataset_name: str | None
+    device: str | None
+    num_threads: int | None
+    worlds_in_memory: int
+    host: str
+    port: int
+    allowed_hosts: list[str]
+    open_browser: bool
+    max_sessions: int
+    idle_seconds: float
+    vanish_seconds: float
+    inference_steps: int
+    max_inference_steps: int
+    temperature: float
+    fps: float
+    max_fps: float
+    seed: int
+    window: int | None
+    max_rewind: int
+    reality: bool
+    record_seconds: float
+    upload_bytes: int
+    upload_pixels: int
+
+    def check(self) -> None:
+        self.at_least(1, "num_threads", "worlds_in_memory", "max_sessions", "inference_steps", "max_inference_steps")
+        self.at_least(1, "window", "upload_bytes", "upload_pixels", "max_fps")
+        self.at_least(0, "temperature", "seed", "max_rewind", "port")
+        self.above_zero("idle_seconds", "vanish_seconds", "record_seconds", "fps")
+        if self.port > 65535:
+            self.fail("port", "a port number up to 65535")
+        if self.fps > self.max_fps:
+            self.fail("fps", f"at most play.max_fps = {self.max_fps:g}")
+        if self.inference_steps > self.max_inference_steps:
+            self.fail("inference_steps", f"at most play.max_inference_steps = {self.max_inference_steps}")
+        if not self.host:
+            self.fail("host", "an address such as 127.0.0.1, or 0.0.0.0 for all of this machine's")
+
+
+@dataclass(frozen=True)
+class DreamSettings(Settings):
+    """What `configs/dream/default.yaml` holds; the comments there say what each key means."""
+
+    group: ClassVar[str] = "dream"
+    FILMS: ClassVar[tuple[str, ...]] = (".gif", ".mp4")
+    DATASET: ClassVar[str] = "dataset:"
+
+    roots: list[str]
+    model_fpath: str | None
+    tokenizer_fpath: str | None
+    dataset_root_dpath: str
+    dataset_name: str | None
+    device: str | None
+    num_threads: int | None
+    prompt: str
+    num_first_frames: int
+    actions: str | None
+    actions_from: str | None
+    num_frames: int
+    seed: int
+    inference_steps: int
+    temperature: float
+    top_k: int | None
+    window: int | None
+    fps: float
+    out: list[str] | None
+
+    @classmethod
+    def normalise(cls, values: dict[str, Any]) -> dict[str, Any]:
+        actions, out = values["actions"], values["out"]
+        if isinstance(actions, int) and not isinstance(actions, bool):
+            actions = str(actions)
+        elif isinstance(actions, list):
+            actions = ",".join(str(action) for action in actions)
+        return values | {"actions": actions, "out": out.split(",") if isinstance(out, str) else out}
+
+    def check(self) -> None:
+        self.at_least(1, "num_threads", "num_first_frames", "num_frames", "inference_steps", "top_k", "window")
+        self.at_least(0, "seed", "temperature")
+        self.above_zero("fps")
+        for name in ("prompt", "actions_from"):
+            value = getattr(self, name)
+            if value is not None and value.startswith(self.DATASET) and not value[len(self.DATASET) :].isdecimal():
+                self.fail(name, "the number of an episode behind dataset:, such as dataset:3")
+        if self.actions_from is not None and self.actions not in (None, "inferred"):
+            self.fail("actions", "inferred or null where dream.actions_from says where they come from")
+        if self.out is not None and not (self.out and all(name.lower().endswith(self.FILMS) for name in self.out)):
+            self.fail("out", "names of films that end in .gif or .mp4, such as dream.gif or [dream.gif,dream.mp4]")
+
+
+@dataclass(frozen=True)
 class ScheduleSettings(Settings):
     """The keys of the `optimizer` group that drive the learning rate and the clipping, not the optimizer itself."""
 

@@ -36,6 +36,7 @@ class Sample(NamedTuple):
     actions: list[str] | None = None  # T-1 names; names[t] leads from frame t to t+1
     title: str = ""
     has_difference: bool = False  # whether the difference of truth and dream is a row of its own
+    real_name: str = "real"  # what the row of `real` is called
 
 
 def to_pictures(frames: Tensor) -> np.ndarray:
@@ -96,7 +97,7 @@ def animation(samples: Sequence[Sample]) -> list[Image.Image]:
         for number in range(num_blocks):
             for index, name in enumerate(rows):
                 y = top + number * block + titled * LINE + index * (height + GAP) + height // 2 - LINE // 2
-                _write(draw, (8, y), name, TEXT, LABELS - 10)
+                _write(draw, (8, y), samples[0].real_name if name == "real" else name, TEXT, LABELS - 10)
         for index, sample in enumerate(samples):
             x, y = left + index % num_columns * (width + GAP), top + index // num_columns * block
             if titled:

@@ -143,6 +143,20 @@ def test_pictures_have_the_size_asked_for_and_show_the_same(size):
     assert np.abs(shrunk - small).mean() < 12
 
 
+@pytest.mark.parametrize("size", [64, 32])
+def test_a_level_goes_on_from_a_state_of_before_as_it_did_then(size):
+    level = Level(replace(GAME, image_size=size), 3)
+    for _ in range(5):
+        level.step(1)
+    state, frame = level.state(), level.frame.copy()
+    then = [(level.step(action), level.frame.copy()) for action in (4, 4, 3, 1)]
+    level.restore(state)
+    np.testing.assert_array_equal(level.frame, frame)
+    for action, (outcome, frame) in zip((4, 4, 3, 1), then, strict=True):
+        assert level.step(action) == outcome
+        np.testing.assert_array_equal(level.frame, frame)
+
+
 def test_velocity_is_painted_only_on_request():
     plain, painted = (Level(replace(GAME, paint_vel_info=flag), 0).frame for flag in (False, True))
     assert (plain[:10, :20] != painted[:10, :20]).any()

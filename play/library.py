@@ -20,7 +20,9 @@ from models import pretrained
 from training import checkpoint
 from training.settings import DreamSettings, PlaySettings
 
-UNKNOWN_WINDOW = 16  # frames that the published worlds were trained on; their files do not say it
+# What the published worlds were trained on, whose files do not say it: clips of so many frames, of this size.
+UNKNOWN_WINDOW = 16
+UNKNOWN_SIZE = (64, 64)
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,8 @@ class Library:
     def load(self, entry: Entry) -> nn.Module:
         """A world for dreaming, outside the memory that players share."""
         world = pretrained.load(entry.fpath, tokenizer_fpath=self._tokenizer_of(entry.fpath))
+        if world.image_size is None:
+            fix_size(world, entry.image_size)
         return world.to(self._device).eval().requires_grad_(False)
 
     def _chosen(self, path: Path) -> Entry:
@@ -157,6 +161,12 @@ class Library:
         return self._settings.tokenizer_fpath if pretrained.is_published(fpath) else None
 
 
+def fix_size(world: nn.Module, image_size: tuple[int, int]) -> None:
+    """Let a published world take frames of one size only; its dynamics then knows how many fit its position table."""
+    world.tokenizer.fix_image_size(image_size)
+    world.image_size, world.dynamics.grid = image_size, world.tokenizer.grid
+
+
 def candidates(root: Path) -> Iterator[Path]:
     """Weight files below a folder: of every run the latest step, and single files."""
     for folder, folders, files in os.walk(root):
@@ -181,9 +191,7 @@ def describe(fpath: Path, root: Path, tokenizer_fpath: str | None) -> Entry | No
     trained_with = config["tokenizer"].get("path")
     tokenizer = _header_of(pretrained.find_tokenizer(fpath, trained_with, tokenizer_fpath))["config"]
     run = _run_config(_run_folder(fpath))
-    size = config["tokenizer"].get("image_size") or tokenizer.get("image_size")
-    if size is None:
-        raise ValueError("its files do not say what size its frames have")
+    size = config["tokenizer"].get("image_size") or tokenizer.get("image_size") or UNKNOWN_SIZE
     is_latent = "lam" in config["actions"]
     name = _run_folder(fpath) if checkpoint.STEP_FOLDER.match(fpath.parent.name) else fpath
     return Entry(

@@ -6,8 +6,10 @@ import shutil
 import pytest
 import torch
 
+from models.published import to_published
 from play.hall import Hall, choose_device
-from play.library import Library, NoRoomError
+from play.library import UNKNOWN_SIZE, Library, NoRoomError
+from tests.models.test_published import other_sizes
 from tests.play.stage import GUIDED, LATENT, settings_for
 
 
@@ -39,6 +41,24 @@ def test_an_entry_says_what_its_files_do(copied):
     assert (latent.is_latent, latent.can_refine, latent.num_actions) == (True, True, 7)
     for entry in (guided, latent):
         assert (entry.image_size, entry.trained_steps, entry.window) == ((16, 16), 7, 4)
+
+
+def test_published_worlds_are_played_with_the_tokenizer_that_is_named(tmp_path):
+    for name, model in other_sizes().items():
+        (tmp_path / "outputs" / name).mkdir(parents=True)
+        torch.save(to_published(model, step=3), tmp_path / "outputs" / name / "model.pt")
+    changes = {"model_fpath": None, "tokenizer_fpath": str(tmp_path / "outputs" / "tokenizer" / "model.pt")}
+    hall = Hall(settings_for(tmp_path, **changes))
+    entries = {entry.name: entry for entry in hall.library.entries.values()}
+    assert entries.keys() == {"latent/model.pt", "recorded/model.pt"}
+    assert [entry.image_size for _, entry in sorted(entries.items())] == [(16, 16), UNKNOWN_SIZE]
+    for entry in entries.values():
+        loaded = hall.load(entry)
+        player = hall.begin(loaded, hall.prompts.find(entry, None), hall.wishes(entry, {}), True)
+        assert loaded.world.dynamics.context is not None
+        shown = [player.step(1) for _ in range(2 * loaded.world.dynamics.context + 2)]
+        assert shown[-1].number == len(shown) and shown[-1].dream.shape == (*entry.image_size, 3)
+    hall.close()
 
 
 def test_of_a_run_the_latest_step_is_played(copied):

@@ -23,6 +23,7 @@ from models import pretrained
 from training import command_line
 
 ROOT = Path(__file__).resolve().parent.parent
+ONLY_SHOWN = ("play", "dream")  # groups that no training or evaluation reads
 GENERATOR_CONFIGS = ROOT / "data_generation" / "configs"
 COMMANDS = ("generate", "train", "eval")
 REPORT = "report"  # the last stage, which is no command
@@ -62,7 +63,8 @@ class Stage:
             settings = [file.read_text() for file in sorted(GENERATOR_CONFIGS.glob("*.yaml"))] + self._choices()
         else:
             cfg = self.resolved()
-            settings = [OmegaConf.to_container(cfg, resolve=True)]
+            groups = OmegaConf.to_container(cfg, resolve=True)
+            settings = [{name: values for name, values in groups.items() if name not in ONLY_SHOWN}]
             if self.command == "eval":
                 settings.append(pretrained.content_hash(cfg.eval.model_fpath))
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

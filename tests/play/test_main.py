@@ -7,8 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
 from tests.play.stage import GUIDED, LONG, Client
 from training import main
+from training.command_line import compose, parse
+from training.pipeline import Stage, read_stages
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -59,3 +63,15 @@ def test_mistakes_are_one_line_before_anything_is_loaded(capsys, monkeypatch):
 def test_every_entry_can_be_played_from():
     for config in ("tokenizer.yaml", "genie_redux.yaml", "genie_redux_guided.yaml", "quickstart.yaml"):
         assert main.main([f"--config={config}", "--mode=play", "--check"]) == 0
+
+
+def test_other_play_settings_do_not_make_a_quickstart_start_over(monkeypatch):
+    stages = read_stages(compose(parse(["--config=quickstart.yaml"])))
+    training = next(stage for stage in stages if stage.command == "train")
+    before = training.fingerprint()
+    for key, value, is_same in (("play.port", 1, True), ("train.seed", 9, False)):
+        cfg = training.resolved()
+        OmegaConf.update(cfg, key, value)
+        with monkeypatch.context() as patch:
+            patch.setattr(Stage, "resolved", lambda _, cfg=cfg: cfg)
+            assert (training.fingerprint() == before) == is_same

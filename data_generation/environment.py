@@ -164,8 +164,9 @@ class Level:
 
     def restore(self, state: bytes) -> None:
         """Go on from where this level, or another simulator of it, was at `state`."""
-        self._simulator.set_state([state])
-        self.frame = self._picture(self._simulator.observe()[1])
+        self._simulator.set_state([state])  # which shows the picture as well
+        if not self._is_native:
+            self._scale()
 
     def close(self) -> None:
         """Nothing of the level, its `frame` included, is to be used any more."""

@@ -41,6 +41,7 @@ class Session:
         self.num_frames = prompt.shape[1]  # the prompt's, and those dreamed since
         self._frames = prompt  # the latest ones, as many as may be encoded anew
         self._actions = F.pad(actions, (1, 0))  # (B, frames held): the one that led to each; none led to the first
+        self._is_anew = False
         self._begin(prompt)
 
     @property
@@ -123,6 +124,7 @@ class Session:
         self._dynamics: DynamicsCache = world.dynamics.start(len(frames), grid, max_new=MAX_NEW, **sizes)
         self._decoder: TransformerCache = world.tokenizer.start_decoding(len(frames), grid, max_new=MAX_NEW, **sizes)
         world.tokenizer.decode_next(tokens, self._decoder)
+        self._num_begun = count
         self._tokens = tokens
         self._pending = tokens
         self._arriving = world.actions.embed(self._actions[:, -count:])
@@ -136,6 +138,7 @@ class Session:
     def _begin_anew(self) -> None:
         """Start another clip with the latest frames; the tokens of a clip depend on where it starts."""
         self._begin(self._frames[:, -self._num_kept() :].clamp(0, 1))
+        self._is_anew = True
 
     def _num_in_clip(self) -> int:
         """Frames since the clip in the caches began."""
@@ -150,9 +153,14 @@ class Session:
         return history[:, -max(self._num_kept(), self.max_rewind + 1) :]
 
     def _can_rewind(self, count: int) -> bool:
-        """Within the history, the caches, and the clip in them (of whose first step nothing is cached)."""
+        """Within the history, the caches, and the clip in them (of whose first step nothing is cached).
+
+        What was encoded anew is not gone back into: its tokens are others than those that were dreamed.
+        """
         if count == 0:
             return True
+        if self._is_anew and count > self._num_in_clip() - self._num_begun:
+            return False
         cached = self._dynamics.transformer.can_rewind(count) and self._decoder.can_rewind(count)
         return cached and self._pending.shape[1] == 1 and count < min(self._num_in_clip(), self._tokens.shape[1])
 

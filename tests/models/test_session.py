@@ -106,6 +106,17 @@ def test_a_session_outlives_the_position_table_on_its_latest_frames_encoded_anew
     torch.testing.assert_close(frames[:, context:], play(anew, batch.actions[:, context:]))
 
 
+def test_what_was_encoded_anew_is_not_gone_back_into():
+    world = settle(builders.world("guided-published"))
+    batch = clip(num_frames=12)
+    session = world.start(batch.frames[:, :1], sampling=Sampling(), seeds=batch.seeds, window=8, max_rewind=6)
+    frames = play(session, batch.actions)
+    since = 12 - (world.dynamics.context + 1)  # frames dreamed after the table was full
+    assert session.num_rewindable == since
+    session.rewind(since)
+    torch.testing.assert_close(play(session, batch.actions[:, -since:]), frames[:, -since:])
+
+
 def test_rewinding_and_forking_lead_back_to_the_same_dream(world, sampling):
     batch = clip(num_frames=8)
     session = world.start(batch.frames[:, :1], sampling=sampling, seeds=batch.seeds, window=WINDOW, max_rewind=3)

@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--reality", action="store_true", help="the true game beside every dream")
     arguments, words = parser.parse_known_args()
-    with served(arguments.weights, arguments.clients, words) as (url, process):
+    with served(arguments.weights, arguments.clients + 6 * arguments.restless, words) as (url, process):
         alone = asyncio.run(play(url, [Player("steady")], ALONE_SECONDS, arguments.reality, None))
         kinds = ["slow"] * arguments.slow + ["restless"] * arguments.restless
         kinds += ["steady"] * (arguments.clients - len(kinds))
@@ -62,9 +62,12 @@ def main() -> None:
 
 @contextlib.contextmanager
 def served(weights: str, num_places: int, words: list[str]):
-    """A server process with a place for everybody; its address and the process. Ended by Ctrl-C."""
+    """A server process with a place for everybody; its address and the process. Ended by Ctrl-C.
+
+    A place is free again when its memory is, a turn or two after its player has hung up: hence the places to spare.
+    """
     command = [sys.executable, "-m", "training.main", "--mode=play", f"--play.model_fpath={weights}", "--play.port=0"]
-    command += [f"--play.max_sessions={num_places + 4}", "--play.open_browser=false", "--play.max_fps=1000", *words]
+    command += [f"--play.max_sessions={num_places}", "--play.open_browser=false", "--play.max_fps=1000", *words]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         lines = iter(process.stdout.readline, "")

@@ -164,7 +164,8 @@ class Level:
 
     def restore(self, state: bytes) -> None:
         """Go on from where this level, or another simulator of it, was at `state`."""
-        self._simulator.set_state([state])  # which shows the picture as well
+        self._simulator.set_state([state])
+        self._simulator.observe()
         if not self._is_native:
             self._scale()
 

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import logging
-import struct
 import time
 from collections import deque
 from typing import Any
@@ -259,22 +258,7 @@ class Connection:
     async def _show(self, shown: Shown) -> None:
         self._shown_at.append(time.monotonic())
         self._under_way.append(shown.number)
-        height, width = shown.dream.shape[:2]
-        header = {
-            "n": shown.number,
-            "action": shown.action,
-            "ms": round(shown.milliseconds, 2),
-            "fps": self._measured_fps(),
-            "h": height,
-            "w": width,
-            "reality": shown.truth is not None,
-            "psnr": None if shown.psnr is None else round(shown.psnr, 2),
-            "real_done": shown.is_over,
-            "rewindable": self._dreamer().num_rewindable,
-        }
-        words = json.dumps(header).encode()
-        pixels = shown.dream.tobytes() + (b"" if shown.truth is None else shown.truth.tobytes())
-        await self._send(struct.pack("<I", len(words)) + words + pixels)
+        await self._send(messages.pack(shown, self._measured_fps(), self._dreamer().num_rewindable))
 
     def _measured_fps(self) -> float | None:
         seconds = self._shown_at[-1] - self._shown_at[0]

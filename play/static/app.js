@@ -172,7 +172,6 @@ function started(message) {
   isLive = true;
   view.begin(info.limits.max_rewind);
   notice(null);
-  showError("");
   if (message.world) describe(message.world); // what its latent actions do is known only after it was loaded
   told = null;
   tellAction(held.action());
@@ -180,6 +179,7 @@ function started(message) {
 }
 
 async function give(file) {
+  if (!world) return;
   try {
     await gallery.give(file);
   } catch (error) {

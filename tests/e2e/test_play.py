@@ -208,9 +208,9 @@ def test_what_is_dreamed_follows_the_action_and_rewinding_brings_it_back(page):
         until(page, lambda: frame(page) == 0)
         return frames[-1]
 
-    nothing, again, right = dream_of(None), dream_of(None), dream_of("ArrowRight")
+    nothing, again, right, left = (dream_of(key) for key in (None, None, "ArrowRight", "ArrowLeft"))
     assert (nothing == again).all()
-    assert (nothing != right).any()
+    assert (nothing != right).any() and (nothing != left).any() and (left != right).any()
 
 
 def test_the_slider_shows_a_frame_before_it_goes_back_to_it(page):
@@ -248,6 +248,7 @@ def test_an_uploaded_picture_becomes_the_first_frame(page, tmp_path):
 
 def test_what_is_no_picture_is_said_to_be_none_and_the_dream_goes_on(browser, server, tmp_path):
     with opened(browser, server, tolerated="400") as page:  # Chromium reports every refusal
+        until(page, lambda: frame(page) > 1)
         (tmp_path / "no.png").write_bytes(b"no picture")
         page.set_input_files("#upload", tmp_path / "no.png")
         until(page, lambda: "not a picture" in text(page, "#error"))

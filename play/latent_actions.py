@@ -44,12 +44,20 @@ class LatentActionNames:
         return self.names or self.suggested()
 
     def suggested(self) -> list[str]:
-        """Each named after the real action that it goes with, numbered where several go with the same."""
+        """Each named after the real action that it stands out with, numbered where several do with the same.
+
+        That is the real action that adds most to what the latent one says about real ones (the mutual information);
+        the most frequent one would often only say which action is taken most at all.
+        """
         plain = [f"action {index}" for index in range(self.num_actions)]
-        if self.real_of_latent is None or self.real_names is None:
+        if self.counts is None or self.real_names is None:
             return plain
+        counts = np.array(self.counts, dtype=float)
+        by_chance = counts.sum(axis=1, keepdims=True) * counts.sum(axis=0) / max(1, counts.sum())
+        said = counts * np.log(np.maximum(counts, 1) / np.maximum(by_chance, 1e-9))
         names = [
-            plain[index] if real is None else self.real_names[real] for index, real in enumerate(self.real_of_latent)
+            self.real_names[told.argmax()] if row.any() else plain[index]
+            for index, (row, told) in enumerate(zip(counts, said, strict=True))
         ]
         return [
             f"{name} {names[:index].count(name) + 1}" if names.count(name) > 1 else name

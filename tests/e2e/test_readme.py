@@ -12,6 +12,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[2]
 TESTED_ELSEWHERE = {
     "bash run.sh --config=quickstart.yaml",  # test_quickstart.py
+    "bash run.sh --mode=play",  # test_play.py
     # test_reference_commands.py, which puts files where the published ones go
     "bash run.sh --config=genie_redux_guided.yaml --mode=eval "
     "--eval.model_fpath=checkpoints/GenieRedux_Guided_CoinRun_80mln_v1.0/model.pt "
@@ -50,6 +51,11 @@ def small_sizes(command: str, folder: Path) -> str:
         return f"--root={folder / 'datasets'} --output={folder / 'inspect'}"
     if "--list" in command or "--help" in command or "download_models" in command:
         return ""
+    if "--mode=dream" in command:
+        return (
+            f"--dream.model_fpath={folder / 'checkpoints' / 'genie_redux_guided' / 'genie_redux_guided'} "
+            f"--dream.dataset_root_dpath={folder / 'datasets'} --dream.num_frames=3 --dream.out={folder / 'dream.gif'}"
+        )
     if "--mode=compare" in command:
         return f"--compare.inputs={folder / 'evaluation'} --compare.out={folder / 'comparison'}"
     if "--mode=test" in command:
@@ -79,7 +85,7 @@ def order(command: str) -> int:
         "--mode=tokenize",
         "guided.yaml",
     )
-    last = 10 * ("--mode=eval" in command) + 20 * ("--mode=compare" in command)
+    last = 10 * ("--mode=eval" in command) + 20 * ("--mode=compare" in command) + 20 * ("--mode=dream" in command)
     return next((i for i, part in enumerate(stages) if part in command), -1) + last
 
 

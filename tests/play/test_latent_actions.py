@@ -34,6 +34,8 @@ def test_suggested_names_are_those_of_the_real_actions():
     assert COUNTED.shown() == ["RIGHT 1", "action 1", "RIGHT 2", "NOOP"] and COUNTED.neutral() == 3
     assert LatentActionNames(2).shown() == ["action 0", "action 1"] and LatentActionNames(2).neutral() == 0
     assert LatentActionNames(2, names=["a", "b"]).shown() == ["a", "b"]
+    mostly_right = {"real_names": ["NOOP", "RIGHT"], "counts": [[30, 60], [10, 100]]}
+    assert LatentActionNames(2, **mostly_right).suggested() == ["NOOP", "RIGHT"]  # RIGHT is read off most as either
 
 
 def test_the_table_counts_what_the_action_model_reads_off_held_out_clips(root):

@@ -137,13 +137,15 @@ class Level:
         # fast cache, and a plain method call per step costs 2 % of the frame rate.
         frame, pressed, reward, is_first = self.frame, self._pressed, self._reward, self._is_first
         press, simulator, buttons = self._simulator._c_lib.libenv_act, self._simulator._c_env, self._buttons
+        is_native = self._is_native
         rewards: list[float] = []
+        keep = rewards.append
         for number, action in enumerate(actions):
             frames[number] = frame
             pressed[0] = buttons[action]
             press(simulator)  # without threads it fills the arrays itself: there is no observing to wait for
-            rewards.append(reward[0])
-            if not self._is_native:
+            keep(reward[0])
+            if not is_native:
                 self._scale()
             if is_first[0]:
                 return rewards, True

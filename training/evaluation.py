@@ -237,6 +237,7 @@ def protocol(model: nn.Module, dataset: ClipDataset, settings: EvalSettings) -> 
             "temperature": settings.sample_temperature,
             "top_k": settings.sample_top_k,
             "noise": settings.sample_noise,
+            "order": settings.sample_order,
             "actions": "inferred from the true frames" if model.is_latent else "recorded",
             "num_actions": model.num_actions,
             "delta_psnr_horizon": settings.delta_psnr_horizon,

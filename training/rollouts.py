@@ -92,6 +92,7 @@ def sampling_of(settings: EvalSettings) -> Sampling:
         temperature=settings.sample_temperature,
         top_k=settings.sample_top_k,
         noise=settings.sample_noise,
+        order=settings.sample_order,
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from omegaconf import DictConfig, OmegaConf
 
 SAMPLE_SCHEDULES = ("cosine", "linear", "arccos", "published")
+SAMPLE_ORDERS = ("confidence", "halton")
 INFERENCE_METHODS = ("one_go", "autoregressive")
 COSTLY_METRICS = ("fid", "fvd", "lpips", "action_following")  # each has a network of its own
 SCHEDULE_KINDS = ("cosine", "wsd", "constant")
@@ -183,6 +184,7 @@ class EvalSettings(Settings):
     sample_temperature: float
     sample_top_k: int | None
     sample_noise: float
+    sample_order: str
     action_to_take: int
     delta_psnr_horizon: int
     num_random_actions: int
@@ -208,6 +210,7 @@ class EvalSettings(Settings):
         self.one_of("split", None, "train", "validation", "test")
         self.one_of("inference_method", *INFERENCE_METHODS)
         self.one_of("sample_schedule", *SAMPLE_SCHEDULES)
+        self.one_of("sample_order", *SAMPLE_ORDERS)
         self.one_of("mixed_precision", None, "no", "bf16")
         if not set(self.leave_out) <= set(COSTLY_METRICS):
             self.fail("leave_out", f"some of {', '.join(COSTLY_METRICS)}")

@@ -13,6 +13,7 @@ SAMPLINGS = {
     "greedy": Sampling(),
     "drawn": Sampling(temperature=1.0, top_k=6),
     "refined": Sampling(steps=3, temperature=1.0, noise=1.0),
+    "spread": Sampling(steps=3, order="halton"),
 }
 WINDOW = 3
 

@@ -9,8 +9,8 @@
 #                           pipeline is the mode of quickstart.yaml;
 #                           play serves a page to play trained worlds in, and needs no config;
 #                           dream writes a film of a dream (GIF, MP4), and needs no config;
-#                           test runs pytest, in LAMP_TEST_PROCESSES processes (one per core, at most four), and hands
-#                           it the other arguments;
+#                           test runs pytest, in LAMP_TEST_PROCESSES processes (cores and one more, at most four), and
+#                           hands it the other arguments;
 #                           generate is data_generation/generate.py, with its own configs
 #   --num_processes=N       processes in all: one per GPU, or any number on CPU
 #   --key.sub=value         any key of the config; of repeated keys the last counts
@@ -45,9 +45,10 @@ source scripts/environment.sh
 
 if [[ $mode == test ]]; then
   set_up_environment
-  # Whole files side by side, each in one thread: tests are many small steps.
+  # Whole files side by side, each in one thread: tests are many small steps, and some of them wait.
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-  exec "$python" -m pytest --numprocesses="${LAMP_TEST_PROCESSES:-auto}" --maxprocesses=4 --dist=loadfile "${arguments[@]}"
+  processes=${LAMP_TEST_PROCESSES:-$(($(getconf _NPROCESSORS_ONLN) + 1))}
+  exec "$python" -m pytest --numprocesses="$processes" --maxprocesses=4 --dist=loadfile "${arguments[@]}"
 fi
 if [[ $mode == generate ]]; then
   set_up_environment

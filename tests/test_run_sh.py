@@ -160,7 +160,7 @@ def test_a_yaml_is_found_from_where_the_user_stands(ready, tmp_path):
 
 def test_mode_test_hands_everything_else_to_pytest(ready):
     assert given(run(ready, "--mode=test", "-k", "a or b", "tests/x.py"))[:9] == [
-        "python", "-m", "pytest", "--numprocesses=auto", "--maxprocesses=4", "--dist=loadfile",
+        "python", "-m", "pytest", f"--numprocesses={os.cpu_count() + 1}", "--maxprocesses=4", "--dist=loadfile",
         "-k", "a or b", "tests/x.py"
     ]  # fmt: skip
 

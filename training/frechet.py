@@ -6,6 +6,7 @@ grow as samples shrink: every resampled value lies above the value itself, and a
 halves being half as large, it is a generous bound.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -125,7 +126,7 @@ def frechet_distance(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covar
     return distance(Gaussian.of(mean_a, covariance_a), Gaussian.of(mean_b, covariance_b))
 
 
-class FrechetMetric:
+class FrechetMetric(ABC):
     """Distances of several predictors to the same truth; a subclass gives `features`.
 
     name: of the results: `<row><name>` for every row, and `real_<name>`, the distance between two halves of the true
@@ -138,9 +139,9 @@ class FrechetMetric:
         self.true = [self._statistics(), self._statistics()]
         self.rows: dict[str, FeatureStatistics] = {}
 
+    @abstractmethod
     def features(self, frames: Tensor) -> Tensor:
         """(B, T, C, H, W) float in [0, 1] -> (B, features of a clip, D)."""
-        raise NotImplementedError
 
     def update_true(self, frames: Tensor, numbers: Sequence[int]) -> None:
         features = self.features(frames)

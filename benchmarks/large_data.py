@@ -57,7 +57,7 @@ def _write_shard(fpath: Path, rng: np.random.Generator, first_level: int) -> Non
         file["actions"] = rng.integers(0, 7, num_frames).astype("<i2")
         file["rewards"] = np.zeros(num_frames, "<f4")
         file["episodes"] = table
-        file.attrs["sha256"] = ""
+        file.attrs["hash"] = ""
 
 
 def opening(folder: Path, num_frames: int) -> dict[str, Any]:

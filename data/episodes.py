@@ -22,6 +22,7 @@ import numpy as np
 from data.shard_writing import (
     END_REASONS,
     FORMAT,
+    READABLE,
     TABLE,
     Episode,
     ShardWriter,
@@ -48,6 +49,7 @@ __all__ = [
     "FORMAT",
     "MADE_BY",
     "NATURAL_ENDS",
+    "READABLE",
     "TABLE",
     "UNFINISHED",
     "Episode",
@@ -110,8 +112,8 @@ def read_info(root: Path | str, name: str) -> dict[str, Any]:
         raise ValueError(f"{fpath} is not readable JSON ({error}); generate the dataset again") from None
     if not isinstance(info, dict) or info.get("format") is None:
         raise ValueError(f"{fpath} is not the info.json of a dataset; generate the dataset again")
-    if info["format"] != FORMAT:
-        raise ValueError(f"{fpath} has format {info['format']}, this version reads format {FORMAT}")
+    if info["format"] not in READABLE:
+        raise ValueError(f"{fpath} has format {info['format']}, this version reads 1 and 2")
     return info
 
 

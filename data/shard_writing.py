@@ -5,7 +5,6 @@ them depends on how many there are: it is made at the end, as a file of its own 
 bytes are those that HDF5 writes when it is given everything.
 """
 
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -17,10 +16,12 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 
+from data.content_hash import ContentHash
 from data.direct_file import DirectFile, room
 from data.storage import frames_layout
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, 2)  # 1 had another hash (`data/content_hash.py`), nothing else
 END_REASONS = ("coin", "death", "time_limit", "end_of_recording")
 TABLE = np.dtype([("start", "<i8"), ("length", "<i8"), ("level_seed", "<i8"), ("end_reason", "u1")])
 
@@ -81,7 +82,7 @@ class ShardWriter:
         self._around = fpath.with_name(f".{fpath.name}.around.tmp")
         self._episodes: list[Episode] = []  # uncompressed without their frames, but for the first of them
         self._lengths: list[int] = []
-        self._digest = hashlib.sha256()
+        self._hash = ContentHash()
         self._file: DirectFile | None = None
         self._is_given_up = False
 
@@ -93,7 +94,8 @@ class ShardWriter:
                 self._file = self._file or DirectFile(self._temporary)
                 self._file.write(frames, frames_offset() + sum(self._lengths) * frames[0].nbytes)
                 episode = episode._replace(frames=frames[:1].copy())
-            _hash(self._digest, frames, episode)
+            self._hash.add_frames(frames)
+            self._hash.add_columns(episode.actions, episode.rewards)
             self._episodes.append(episode)
             self._lengths.append(len(frames))
 
@@ -149,7 +151,6 @@ class ShardWriter:
         """Write the shard as HDF5; of uncompressed frames only one. The place of the frames, None if compressed."""
         episodes, shape = self._episodes, (sum(self._lengths), *self._episodes[0].frames.shape[1:])
         table = self._table()
-        self._digest.update(table)
         with h5py.File(fpath, "w") as file:
             offset = _create_frames(file, shape, self._compression, episodes)
             if episodes[0].actions is not None:
@@ -157,7 +158,7 @@ class ShardWriter:
             if episodes[0].rewards is not None:
                 file["rewards"] = np.concatenate([episode.rewards for episode in episodes]).astype("<f4")
             file["episodes"] = table
-            file.attrs["sha256"] = self._digest.hexdigest()
+            file.attrs["hash"] = self._hash.finish(table)
             return offset
 
     def _table(self) -> np.ndarray:
@@ -194,17 +195,9 @@ def _create_frames(
 
 
 def content_hash(episodes: Sequence[Episode], table: np.ndarray) -> str:
-    """SHA-256 of what a shard says, however it is stored: each episode's frames, actions, rewards, then the table."""
-    digest = hashlib.sha256()
+    """The hash of a shard of these episodes, as text (`data/content_hash.py`)."""
+    hashed = ContentHash()
     for episode in episodes:
-        _hash(digest, np.ascontiguousarray(episode.frames), episode)
-    digest.update(table)
-    return digest.hexdigest()
-
-
-def _hash(digest: "hashlib._Hash", frames: np.ndarray, episode: Episode) -> None:
-    digest.update(frames)
-    if episode.actions is not None:
-        digest.update(np.ascontiguousarray(episode.actions, dtype="<i2"))
-    if episode.rewards is not None:
-        digest.update(np.ascontiguousarray(episode.rewards, dtype="<f4"))
+        hashed.add_frames(episode.frames)
+        hashed.add_columns(episode.actions, episode.rewards)
+    return hashed.finish(table)

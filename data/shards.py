@@ -8,6 +8,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from data.content_hash import stored_hash
 from data.shard_writing import TABLE
 from data.storage import map_arrays, missing_filter, open_hdf5
 
@@ -18,7 +19,7 @@ LISTED = {"lengths": "length", "level_seeds": "level_seed", "end_reasons": "end_
 
 
 def summarise_shard(fpath: Path) -> dict[str, Any]:
-    """What `info.json` says of a shard: file, its size, episodes, frames, sha256, and the episode table as text."""
+    """What `info.json` says of a shard: file, its size, episodes, frames, hash, and the episode table as text."""
     with open_shard(fpath) as file:
         table = file["episodes"][()]
         return {
@@ -26,7 +27,7 @@ def summarise_shard(fpath: Path) -> dict[str, Any]:
             "bytes": fpath.stat().st_size,
             "episodes": len(table),
             "frames": len(file["frames"]),
-            "sha256": str(file.attrs["sha256"]),
+            "hash": stored_hash(file.attrs),
             **{key: " ".join(map(str, table[field].tolist())) for key, field in LISTED.items()},
         }
 

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from data.clips import Clip, ClipDataset
+from data.content_hash import stored_hash
 from data.episodes import Places
 from data.storage import map_arrays, open_hdf5, read_ahead
 
@@ -52,7 +53,7 @@ class Piece(NamedTuple):
     """The windows that start in one shard of a dataset's split: numbers first … first + count - 1."""
 
     file: str
-    sha256: str  # of what the shard says
+    hash: str  # of what the shard says
     first: int
     count: int
 
@@ -64,7 +65,7 @@ def pieces_of(dataset: ClipDataset) -> list[Piece]:
     stops = [int(dataset.ends[last - 1]) if last else 0 for last in last_episodes]
     firsts = [0, *stops[:-1]]
     return [
-        Piece(shard["file"], shard["sha256"], first, stop - first)
+        Piece(shard["file"], stored_hash(shard), first, stop - first)
         for shard, first, stop in zip(shards, firsts, stops, strict=True)
     ]
 
@@ -79,7 +80,7 @@ def dtype_of(codebook_size: int) -> np.dtype:
 
 def made_of(recipe: Recipe, piece: Piece) -> dict[str, Any]:
     """What a finished shard says of itself."""
-    return {"format": FORMAT, **asdict(recipe), "source": piece.sha256, "windows": piece.count}
+    return {"format": FORMAT, **asdict(recipe), "source": piece.hash, "windows": piece.count}
 
 
 def write_shard(
@@ -151,7 +152,7 @@ def describe(recipe: Recipe, splits: dict[str, list[Piece]], shape: tuple[int, .
     listed = {
         split: {
             "windows": sum(piece.count for piece in pieces),
-            "shards": [{"file": piece.file, "windows": piece.count, "source": piece.sha256} for piece in pieces],
+            "shards": [{"file": piece.file, "windows": piece.count, "source": piece.hash} for piece in pieces],
         }
         for split, pieces in splits.items()
     }
@@ -247,7 +248,7 @@ class TokenCache:
 
     def _check_sources(self, info: dict[str, Any], pieces: list[Piece]) -> None:
         known = {shard["file"]: (shard["source"], shard["windows"]) for shard in info["splits"][self.split]["shards"]}
-        now = {piece.file: (piece.sha256, piece.count) for piece in pieces}
+        now = {piece.file: (piece.hash, piece.count) for piece in pieces}
         changed = [file for file in known | now if known.get(file) != now.get(file)]
         if changed:
             more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""

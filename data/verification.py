@@ -3,7 +3,6 @@
 Every check raises a ValueError of one line that names the file, what is wrong with it and the cure.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,8 @@ import h5py
 import numpy as np
 
 from data import locks
-from data.episodes import END_REASONS, FORMAT, MADE_BY, TABLE, UNFINISHED, listed_table, map_dataset, open_shard
+from data.content_hash import ContentHash, shown_hash, stored_hash
+from data.episodes import END_REASONS, MADE_BY, READABLE, TABLE, UNFINISHED, listed_table, map_dataset, open_shard
 
 BLOCK_BYTES = 2**25  # of frames read at once
 OURS = {"info.json", UNFINISHED, locks.FILE, "tokens"}  # files that belong to a dataset beside its shards
@@ -28,7 +28,7 @@ class Shard(NamedTuple):
     fpath: Path
     num_episodes: int | None = None
     num_frames: int | None = None
-    sha256: str | None = None
+    hash: str | None = None
     table: np.ndarray | None = None  # (E,) of TABLE; None in a dataset of before its episodes were listed, too
 
 
@@ -55,7 +55,7 @@ def named_shards(folder: Path, info: dict[str, Any]) -> list[Shard]:
                 fpath=folder / entry["file"],
                 num_episodes=int(entry["episodes"]),
                 num_frames=int(entry["frames"]),
-                sha256=str(entry["sha256"]),
+                hash=stored_hash(entry),
                 table=listed_table(entry),
             )
             for split, content in info["splits"].items()
@@ -156,18 +156,19 @@ def check_shard(shard: Shard, info: dict[str, Any], progress: Callable[[int], An
     """
     with opened(shard, info) as file:
         records = check_records(file, shard, info)
-        stored = str(file.attrs.get("sha256"))
-        computed = _hash(file, records, progress)
+        stored = stored_hash(file.attrs)
+        computed = _hash(file, records, ContentHash(stored), progress)
         if computed != stored:
-            raise ValueError(f"its contents hash to {computed[:12]}…, but {stored[:12]}… was written")
-        if shard.sha256 is not None and computed != shard.sha256:
-            raise ValueError(f"its contents hash to {computed[:12]}…, but info.json says {shard.sha256[:12]}…")
+            raise ValueError(f"its contents hash to {shown_hash(computed)}, but {shown_hash(stored)} was written")
+        listed = computed if shard.hash is None else shard.hash
+        if computed != listed:
+            raise ValueError(f"its contents hash to {shown_hash(computed)}, but info.json says {shown_hash(listed)}")
 
 
 def check_records(file: h5py.File, shard: Shard, info: dict[str, Any]) -> Records:
     """Check and return all that can be known without reading frames."""
-    if file.attrs.get("format") != FORMAT:
-        raise ValueError(f"it has format {file.attrs.get('format')}, this version reads format {FORMAT}")
+    if file.attrs.get("format") not in READABLE:
+        raise ValueError(f"it has format {file.attrs.get('format')}, this version reads 1 and 2")
     num_frames = _check_frames(file["frames"], shard, info)
     table = _check_table(file["episodes"], num_frames, shard)
     actions, rewards = _column(file, "actions", "i", num_frames), _column(file, "rewards", "f", num_frames)
@@ -242,18 +243,14 @@ def blocks(length: int, bytes_each: int) -> Iterator[slice]:
     return (slice(start, min(start + step, length)) for start in range(0, length, step))
 
 
-def _hash(file: h5py.File, records: Records, progress: Callable[[int], Any]) -> str:
+def _hash(file: h5py.File, records: Records, hashed: ContentHash, progress: Callable[[int], Any]) -> str:
     """What `data.episodes.content_hash` gave when the shard was written, in constant memory."""
-    digest = hashlib.sha256()
     bytes_each = int(np.prod(file["frames"].shape[1:]))
     frames = map_dataset(file, "frames")
     for start, length in zip(records.table["start"].tolist(), records.table["length"].tolist(), strict=True):
         for block in blocks(length, bytes_each):
-            digest.update(np.ascontiguousarray(frames[start + block.start : start + block.stop]))
+            hashed.add_frames(frames[start + block.start : start + block.stop])
             progress(block.stop - block.start)
-        if records.actions is not None:
-            digest.update(np.ascontiguousarray(records.actions[start : start + length], dtype="<i2"))
-        if records.rewards is not None:
-            digest.update(np.ascontiguousarray(records.rewards[start : start + length], dtype="<f4"))
-    digest.update(records.table)
-    return digest.hexdigest()
+        of_episode = slice(start, start + length)
+        hashed.add_columns(*(None if part is None else part[of_episode] for part in records[1:]))
+    return hashed.finish(records.table)

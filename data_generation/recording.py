@@ -8,7 +8,7 @@ from data.episodes import Episode
 from data_generation.environment import Game, Level
 from data_generation.policy import Policy
 
-REVISION = 1  # of everything that decides which bytes a config gives; raise it when they change
+REVISION = 2  # of everything that decides which bytes a config gives; raise it when they change
 # Steps after which Procgen itself ends an episode, with the exceptions that its games set themselves.
 TIMEOUT = 1000
 TIMEOUTS = {"bigfish": 6000, "bossfight": 4000, "leaper": 500, "maze": 500, "plunder": 4000}

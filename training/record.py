@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from data.content_hash import stored_hash
 from training.checkpoint import write_text
 
 RECORD = "record.json"
@@ -62,7 +63,7 @@ def dataset_hash(info: dict[str, Any]) -> str:
     digest = hashlib.sha256()
     for split, content in sorted(info["splits"].items()):
         for shard in content["shards"]:
-            digest.update(f"{split} {shard['file']} {shard['sha256']}\n".encode())
+            digest.update(f"{split} {shard['file']} {stored_hash(shard)}\n".encode())
     return digest.hexdigest()
 
 

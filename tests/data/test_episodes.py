@@ -63,7 +63,7 @@ def test_the_same_episodes_have_the_same_hash_whatever_the_compression(tmp_path)
     for compression in COMPRESSIONS:
         make_dataset(tmp_path, str(compression), LENGTHS, compression=compression)
         info = json.loads((tmp_path / str(compression) / "info.json").read_text())
-        hashes.add(tuple(shard["sha256"] for shard in info["splits"]["train"]["shards"]))
+        hashes.add(tuple(shard["hash"] for shard in info["splits"]["train"]["shards"]))
     assert len(hashes) == 1
 
 
@@ -134,7 +134,7 @@ def test_an_empty_split_is_one_line(root, shards):
         fpath = root / "toy" / "test-00000.h5"
         shutil.copy(root / "toy" / "train-00000.h5", fpath)
         _rewrite("episodes", lambda table: table[:0])(fpath)
-        info["splits"]["test"]["shards"] = [{"file": fpath.name, "episodes": 0, "frames": 15, "sha256": ""}]
+        info["splits"]["test"]["shards"] = [{"file": fpath.name, "episodes": 0, "frames": 15, "hash": ""}]
     write_json(root / "toy" / "info.json", info)
     with pytest.raises(ValueError, match=r"^split=test of dataset toy in .* holds no episodes$"):
         Episodes(root, "toy", "test")
@@ -274,7 +274,7 @@ def test_a_listing_that_cannot_be_is_one_line(root, lengths):
 def test_an_info_of_another_format_is_refused(root):
     info = json.loads((root / "toy" / "info.json").read_text())
     write_json(root / "toy" / "info.json", info | {"format": 99})
-    with pytest.raises(ValueError, match="has format 99, this version reads format 1"):
+    with pytest.raises(ValueError, match="has format 99, this version reads 1 and 2"):
         Episodes(root, "toy", "train")
 
 

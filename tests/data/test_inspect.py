@@ -1,3 +1,4 @@
+import hashlib
 import json
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from PIL import Image
 from data import contact_sheet, inspect, summary, verification
 from data.contact_sheet import GIF_FRAME, LABELS, LINE, MARGIN, SHEET_FRAME
 from data.episodes import (
+    FORMAT,
     Episode,
     Episodes,
     content_hash,
@@ -65,7 +67,7 @@ def write_dataset(folder: Path, splits: dict[str, list[Episode]], **about) -> No
     """One shard per split."""
     folder.mkdir(parents=True)
     info = {
-        "format": 1,
+        "format": FORMAT,
         "name": folder.name,
         "game": "toy",
         "image_size": [HEIGHT, WIDTH],
@@ -333,7 +335,7 @@ DAMAGES = {
     "a flipped bit in a frame": (_flip_a_pixel, "its contents hash to"),
     "another reward": (_set("rewards", 3, 1), "its contents hash to"),
     "another level": (_set("episodes", 1, 77, "level_seed"), "its episodes are not those that info.json lists"),
-    "another hash": (_attribute("sha256", "0" * 64), "but 000000000000… was written"),
+    "another hash": (_attribute("hash", "blake3:" + "0" * 64), "but 000000000000… was written"),
     "another format": (_attribute("format", 9), "it has format 9"),
     "an action too large": (_set("actions", 5, 7), "frame 5 has action 7, expected 0 to 6 (1 such in all)"),
     "a negative action": (_set("actions", 5, -1), "frame 5 has action -1"),
@@ -383,9 +385,33 @@ def test_a_shard_that_was_exchanged_for_another_good_one_is_noticed(folder, caps
         table, frames = file["episodes"][()], file["frames"][()]
         parts = [slice(start, start + length) for start, length in zip(table["start"], table["length"], strict=True)]
         rows = [(frames[part], file["actions"][part], file["rewards"][part]) for part in parts]
-        file.attrs["sha256"] = content_hash([Episode(*row, 0, "death") for row in rows], table)
+        file.attrs["hash"] = content_hash([Episode(*row, 0, "death") for row in rows], table)
     assert episodes.num_episodes == 9 and run(folder, "--verify") == 1
     assert "but info.json says" in capsys.readouterr().out
+
+
+def test_data_of_format_1_whose_hashes_are_sha256_is_read_and_verified(folder, capsys):
+    def as_format_1(entry: dict) -> None:
+        with h5py.File(folder / entry["file"], "r+") as file:
+            table, said = file["episodes"][()], hashlib.sha256()
+            for start, length in zip(table["start"], table["length"], strict=True):
+                for name in ("frames", "actions", "rewards"):
+                    said.update(file[name][start : start + length].tobytes())
+            said.update(table.tobytes())
+            file.attrs["format"], file.attrs["sha256"] = 1, said.hexdigest()
+            del file.attrs["hash"], entry["hash"]
+        entry |= {"sha256": said.hexdigest(), "bytes": (folder / entry["file"]).stat().st_size}
+
+    def change(info: dict) -> None:
+        info["format"] = 1
+        for split in info["splits"].values():
+            for entry in split["shards"]:
+                as_format_1(entry)
+
+    _change_info(change)(folder / "info.json")
+    assert run(folder, "--verify") == 0 and Episodes(folder.parent, "toy", "train").num_episodes == 9
+    _flip_a_pixel(folder / "train-00001.h5")
+    assert run(folder, "--verify") == 1 and "its contents hash to" in capsys.readouterr().out
 
 
 def test_looking_shows_what_is_left_and_names_the_damaged_shard(folder, capsys):
@@ -437,7 +463,7 @@ def _change_info(change):
         (Path.unlink, "info.json"),
         (_change_info(lambda info: info.pop("splits")), "info.json has no 'splits'"),
         (_change_info(lambda info: info.update(image_size=64)), "info.json is not built as"),
-        (_change_info(lambda info: info["splits"]["train"]["shards"][0].pop("sha256")), "info.json has no 'sha256'"),
+        (_change_info(lambda info: info["splits"]["train"]["shards"][0].pop("hash")), "info.json has no 'hash'"),
         (_change_info(lambda info: info["splits"]["train"].update(frames=3)), "split train has 3 frames, but"),
         (
             _change_info(lambda info: info["splits"].update(test={"episodes": 0, "frames": 0, "shards": []})),

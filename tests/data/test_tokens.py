@@ -166,7 +166,7 @@ def change_dataset(folder):
     fpath = folder.parent.parent / "info.json"
     info = json.loads(fpath.read_text())
     for shard in info["splits"]["train"]["shards"]:
-        shard["sha256"] = "0" * 64
+        shard["hash"] = "0" * 64
     write_json(fpath, info)
 
 

@@ -6,8 +6,8 @@ from training import record
 INFO = {
     "name": "noise",
     "splits": {
-        "train": {"shards": [{"file": "train-00000.h5", "sha256": "a"}, {"file": "train-00001.h5", "sha256": "b"}]},
-        "validation": {"shards": [{"file": "validation-00000.h5", "sha256": "c"}]},
+        "train": {"shards": [{"file": "train-00000.h5", "hash": "a"}, {"file": "train-00001.h5", "hash": "b"}]},
+        "validation": {"shards": [{"file": "validation-00000.h5", "hash": "c"}]},
     },
 }
 
@@ -26,8 +26,8 @@ def test_every_start_is_kept(tmp_path):
 
 
 def test_the_dataset_hash_depends_on_content_and_split_alone():
-    def with_hash(sha256: str) -> dict:
-        shards = [{"file": "train-00000.h5", "sha256": sha256}]
+    def with_hash(hash: str) -> dict:
+        shards = [{"file": "train-00000.h5", "hash": hash}]
         return {"name": "other", "splits": {"train": {"shards": shards}}}
 
     assert record.dataset_hash(with_hash("a")) != record.dataset_hash(with_hash("b"))

@@ -55,7 +55,7 @@ def refine(
     still_hidden = torch.zeros_like(hidden)
     if count:
         if sampling.order == "halton":
-            early = halton_priority(*shape[1:]).to(tokens.device).expand_as(tokens)
+            early = halton_priority(*shape[1:], tokens.device).expand_as(tokens)
         else:
             early = _confidence(logits, drawn, sampling, step, seeds, frame)
         early = early.masked_fill(~hidden, float("inf"))
@@ -87,22 +87,21 @@ def hidden_counts(total: int, steps: int, schedule: str) -> tuple[int, ...]:
 
 
 @cache
-def halton_priority(num_frames: int, h: int, w: int) -> Tensor:
+def halton_priority(num_frames: int, h: int, w: int, device: torch.device | None = None) -> Tensor:
     """How early each token is revealed, (num_frames · h · w,): the higher, the earlier.
 
     The order in which a Halton sequence (bases 2 and 3) first meets the cells of the grid: tokens that are drawn
     together stand far apart, so that they depend little on each other (Besnier et al., 2025). Frames take turns.
     """
-    rank = torch.full((h, w), -1, dtype=torch.long)
-    met, index = 0, 0
-    while met < h * w:
+    ranks: dict[tuple[int, int], int] = {}  # of the cells, in the order in which they were met
+    index = 0
+    while len(ranks) < h * w:
         index += 1
-        row, column = int(_radical_inverse(index, 2) * h), int(_radical_inverse(index, 3) * w)
-        if rank[row, column] < 0:
-            rank[row, column] = met
-            met += 1
-    turns = rank.flatten()[None] * num_frames + torch.arange(num_frames)[:, None]
-    return -turns.flatten().float()
+        cell = int(_radical_inverse(index, 2) * h), int(_radical_inverse(index, 3) * w)
+        ranks.setdefault(cell, len(ranks))
+    rank = torch.tensor([ranks[row, column] for row in range(h) for column in range(w)])
+    turns = rank[None] * num_frames + torch.arange(num_frames)[:, None]
+    return -turns.flatten().float().to(device)
 
 
 def _radical_inverse(index: int, base: int) -> float:

@@ -107,7 +107,7 @@ install_packages() {
   echo "Installing ${torch:-PyTorch with CUDA} and the other packages of requirements.txt, once." >&2
   [[ -n $torch ]] || echo "About 5.2 GB on disk; about 2 minutes on a fast line." >&2
   rm -f "$install_log"
-  "$venv/bin/python" -m pip install --disable-pip-version-check --log "$install_log" -r "$requirements" >&2 || {
+  pip_install "$requirements" >&2 || {
     local package cause
     cause=$(grep -aoE 'ERROR: .*' "$install_log" 2>/dev/null | tail -n 1)
     package=$(grep -aoE 'Collecting [^ ]+' "$install_log" 2>/dev/null | tail -n 1)
@@ -115,6 +115,16 @@ install_packages() {
     fail "the set-up stopped at ${package:-the first package} (${cause:-no reason given}). Check network, disk space and" \
       "PIP_INDEX_URL, then run the same command again: it goes on from there. The log is $install_log"
   }
+}
+
+# What is there already, most of it in an environment that is brought up to date, is not listed.
+pip_install() {
+  local words=(-m pip install --disable-pip-version-check --log "$install_log" -r "$1")
+  if "$venv/bin/python" -m pip show --quiet torch 2>/dev/null; then
+    "$venv/bin/python" "${words[@]}" | sed -u '/^Requirement already satisfied/d'
+  else
+    "$venv/bin/python" "${words[@]}" # with pip's progress bars, which need a terminal
+  fi
 }
 
 help_without_environment() {

@@ -14,7 +14,7 @@ from pathlib import Path
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig
 
-from training import accelerate_config, command_line
+from training import accelerate_config, command_line, plausible
 from training.settings import (
     CompareSettings,
     DreamSettings,
@@ -90,6 +90,11 @@ def check(cfg: DictConfig) -> None:
         raise ValueError(f"mode={cfg.mode} is not available yet; available are {', '.join(WORK)}, test")
     if not isinstance(cfg.get("name"), str) or not cfg.name:
         raise ValueError(f"name is {cfg.get('name')!r}, expected a text: it names the run folder")
+    if Path(cfg.name).is_absolute() or ".." in Path(cfg.name).parts:
+        raise ValueError(
+            f"name is {cfg.name!r}, expected the name of a folder in <save_root_dpath>/<model>; "
+            "train.save_root_dpath says where runs lie"
+        )
     if cfg.mode == "pipeline" and int(os.environ.get("LAMP_NUM_PROCESSES", 1)) > 1:
         raise ValueError("a pipeline starts its stages itself: leave --num_processes out and set --stage_processes=N")
     if cfg.mode in ("train", "eval"):
@@ -101,6 +106,8 @@ def check(cfg: DictConfig) -> None:
         accelerate_config.check(TrainSettings.from_config(cfg.train))
         EvalSettings.from_config(cfg.eval)
         ScheduleSettings.from_optimizer(cfg.optimizer)
+        plausible.check_optimizer(cfg.optimizer)
+        plausible.check_model(cfg)
     if cfg.mode == "tokenize":
         if "tokenize" not in cfg or "frozen_tokenizer" not in cfg:
             raise ValueError("mode=tokenize needs the config of a world, such as --config=genie_redux_guided.yaml")

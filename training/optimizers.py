@@ -14,11 +14,17 @@ NOT_HIDDEN = ("embedding", "emb", "to_logits", "to_pixels", "codebook", "quantiz
 
 
 def build(node: DictConfig | dict, module: nn.Module) -> Optimizer:
-    """An optimizer from a `_partial_` node. Ours get the module; torch's own get its decayed and undecayed groups."""
+    """An optimizer from a `_partial_` node. Ours get the module; torch's own get its decayed and undecayed groups.
+
+    Raises ValueError with one line for values that the optimizer does not take.
+    """
     factory = instantiate(OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node)
-    if str(node["_target_"]).startswith("torch.optim."):
-        return factory(decay_groups(trainable(module)))
-    return factory(module)
+    is_torchs = str(node["_target_"]).startswith("torch.optim.")
+    try:
+        return factory(decay_groups(trainable(module)) if is_torchs else module)
+    except (TypeError, ValueError) as error:
+        said = str(error).splitlines()[0]
+        raise ValueError(f"cannot build the optimizer {node['_target_']}: {said}; see the optimizer keys") from error
 
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:

@@ -17,6 +17,7 @@ SAMPLE_ORDERS = ("confidence", "halton")
 INFERENCE_METHODS = ("one_go", "autoregressive")
 COSTLY_METRICS = ("fid", "fvd", "lpips", "action_following")  # each has a network of its own
 SCHEDULE_KINDS = ("cosine", "wsd", "constant")
+LARGEST_SEED = 4_294_900_000  # numpy's, less room for the numbers of processes that are added to it
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,13 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not value >= smallest:
                 self.fail(name, f"a value of at least {smallest}")
+
+    def at_most(self, largest: float, *names: str) -> None:
+        """Fail for each of the named settings that is set and is above `largest`."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not value <= largest:
+                self.fail(name, f"a value of at most {largest}")
 
     def above_zero(self, *names: str) -> None:
         for name in names:
@@ -141,6 +149,7 @@ class TrainSettings(Settings):
         self.at_least(1, "validate_every", "num_validation_clips", "sample_num_frames", "save_model_every")
         self.at_least(1, "keep_last", "keep_every")
         self.at_least(0, "num_workers", "seed", "collapse_alarm_steps")
+        self.at_most(LARGEST_SEED, "seed")
         self.above_zero("max_train_seconds")
         if self.sample_num_frames >= self.num_frames:
             self.fail("sample_num_frames", f"at most train.num_frames - 1 = {self.num_frames - 1} (one frame is given)")
@@ -206,6 +215,7 @@ class EvalSettings(Settings):
         self.at_least(1, "batch_size", "num_clips", "seq_step", "num_first_frames", "sample_num_frames", "reader_steps")
         self.at_least(1, "dream_length", "inference_steps", "sample_top_k", "delta_psnr_horizon", "num_random_actions")
         self.at_least(0, "seed", "sample_temperature", "sample_noise", "num_samples")
+        self.at_most(LARGEST_SEED, "seed")
         self.at_least(-1, "action_to_take")
         self.one_of("split", None, "train", "validation", "test")
         self.one_of("inference_method", *INFERENCE_METHODS)

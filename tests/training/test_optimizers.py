@@ -49,3 +49,10 @@ def test_obeying_found_inf_changes_no_good_step():
             optimizer.step()
         ends.append(layer)
     assert torch.equal(ends[0].weight, ends[1].weight) and torch.equal(ends[0].bias, ends[1].bias)
+
+
+@pytest.mark.parametrize("value", ["fast", -1])
+def test_values_that_an_optimizer_of_ones_own_does_not_take_are_one_line(value):
+    node = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.1, "momentum": value}
+    with pytest.raises(ValueError, match=r"^cannot build the optimizer torch\.optim\.SGD: .+; see the optimizer keys$"):
+        optimizers.build(node, nn.Linear(2, 2))

@@ -28,7 +28,7 @@ from training.settings import EvalSettings, ScheduleSettings, TokenizeSettings, 
 from training.setup import build_model, check_fit, checkpoint_gradients, load_weights, make_accelerator, prepare
 from training.state import TrainingState
 from training.usage import Usage
-from training.validation import dreamed_in_training, is_better, validation_scores, write_samples
+from training.validation import check_score_name, dreamed_in_training, is_better, validation_scores, write_samples
 
 ESTIMATE_AFTER_STEPS = 5  # the first step or two warm up, so the time is foretold from the ones after
 
@@ -76,6 +76,7 @@ class Trainer:
         if settings.token_cache:
             self.dataset = self._open_token_cache(model)
         self.flops_per_clip = flops.of_a_clip(model, self.dataset, self.accelerator)
+        check_score_name(model, self.held_out, settings, self.accelerator)
         if settings.compile:
             compiling.compile_blocks(model, self.accelerator.device)
         if hasattr(model, "rollout") and self.rolling is not None:
@@ -325,11 +326,6 @@ class Trainer:
 
     def _compare_with_best(self, scores: dict[str, float]) -> None:
         name = self.settings.keep_best or "loss"
-        if f"validation/{name}" not in scores:
-            self.saver.save()
-            self.saver.wait()
-            known = ", ".join(key.removeprefix("validation/") for key in scores)
-            raise ValueError(f"train.keep_best={name} is not among the validation scores: {known}")
         value = scores[f"validation/{name}"]
         best = self.state.best
         if best is None or best[2] != name or is_better(name, value, best[0]):

@@ -14,9 +14,16 @@ from training.dreams import names_of_actions, samples_of
 from training.rollouts import first_frames, roll_out
 from training.scorers import Drawn
 from training.settings import EvalSettings, TrainSettings
+from training.usage import Usage
 from training.video import write_dream_vs_real
 
-HIGHER_IS_BETTER = ("token_accuracy", "codes_used", "actions_used")  # of what models log; all else are losses
+HIGHER_IS_BETTER = (
+    "token_accuracy",
+    "codes_used",
+    "codes_share",
+    "actions_used",
+    "actions_share",
+)  # the rest are losses
 NUM_SAMPLES = 4  # clips drawn side by side
 
 
@@ -50,6 +57,22 @@ def validation_scores(
     # A process without any clip knows no names, so the sums travel as objects.
     total = sum_of(gather_object([dict(sums)]))
     return {f"validation/{name}": value / total["clips"] for name, value in total.items() if name != "clips"}
+
+
+def check_score_name(model: nn.Module, dataset: ClipDataset, settings: TrainSettings, accelerator: Accelerator) -> None:
+    """Raise ValueError where `train.keep_best` names no validation score; one clip tells which there are.
+
+    All processes must call this, with a model that is not wrapped yet.
+    """
+    if settings.keep_best in (None, "loss"):
+        return
+    usage, one_clip = Usage(model), replace(settings, batch_size=1, num_validation_clips=1)
+    with accelerator.autocast(), usage.counting():
+        scores = validation_scores(model, dataset, one_clip, accelerator, step=0)
+    usage.gather(accelerator.device)
+    known = [name.removeprefix("validation/") for name in scores | usage.scores()]
+    if settings.keep_best not in known:
+        raise ValueError(f"train.keep_best={settings.keep_best} is not among the validation scores: {', '.join(known)}")
 
 
 def is_better(name: str, value: float, best: float) -> bool:

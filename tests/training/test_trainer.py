@@ -16,6 +16,7 @@ from tests.training.workers.forked import Forked
 from tests.training.workers.tiny import configure
 from training import checkpoint
 from training.trainer import Trainer, train
+from training.validation import is_better
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -100,10 +101,19 @@ def test_the_best_step_by_a_validation_score_stays(tmp_path, metric):
     assert [checkpoint.step_of(path) for path in checkpoint.list_steps(folder)] == [best, 6]
 
 
-def test_an_unknown_validation_score_is_named_after_saving(tmp_path):
-    with pytest.raises(ValueError, match=r"keep_best=psnr is not among the validation scores: loss, squared"):
-        train(configure("noisy_line", tmp_path, train__validate_every=2, train__keep_best="psnr"))
-    assert checkpoint.list_steps(run_folder(tmp_path, "noisy_line", "tokenizer"))
+@pytest.mark.parametrize(
+    "kind, known", [("noisy_line", "loss, squared$"), ("tokenizer", "loss, .*codes_used, codes_share$")]
+)
+def test_an_unknown_validation_score_is_named_before_anything_is_written(tmp_path, kind, known):
+    with pytest.raises(ValueError, match=rf"^train.keep_best=psnr is not among the validation scores: {known}"):
+        train(configure(kind, tmp_path, train__validate_every=2, train__keep_best="psnr"))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_looking_which_validation_scores_there_are_changes_no_weight(tmp_path):
+    for name, best in (("plain", None), ("best", "reconstruction")):
+        train(configure("tokenizer", tmp_path, name=name, train__keep_best=best, train__num_train_steps=2))
+    assert_same(*(weights(tmp_path, "tokenizer", name, 2) for name in ("plain", "best")))
 
 
 def test_a_training_writes_what_the_design_says(tmp_path, capsys):
@@ -228,3 +238,18 @@ def test_a_dataset_of_another_frame_size_is_refused_before_anything_is_written(t
 def test_more_actions_than_the_model_knows_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"has 3 actions, but the model 2; set data.num_actions=3"):
         train(configure("genie_redux_guided", tmp_path, data__num_actions=2))
+
+
+@pytest.mark.parametrize(
+    "kind, losses",
+    [
+        ("tokenizer", {"loss", "reconstruction", "quantizer"}),
+        ("genie_redux", {"loss", "cross_entropy", "lam_reconstruction", "lam_quantizer"}),
+    ],
+)
+def test_of_every_validation_score_is_known_whether_more_is_better(tmp_path, kind, losses):
+    train(configure(kind, tmp_path))
+    lines = map(json.loads, (run_folder(tmp_path, kind, kind) / "logs" / "metrics.jsonl").open())
+    (scores,) = [line for line in lines if "validation/loss" in line]
+    names = {name.removeprefix("validation/") for name in scores if name.startswith("validation/")}
+    assert {name for name in names if is_better(name, 1.0, 2.0)} == losses

@@ -169,6 +169,8 @@ def copy_weights(source: str | Path, target: Path) -> None:
         return
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     shutil.copyfile(fpath, partial)
+    with open(partial, "rb") as file:
+        os.fsync(file.fileno())
     os.replace(partial, target)
 
 

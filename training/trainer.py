@@ -342,8 +342,10 @@ class Trainer:
             checkpoint.clean(self.run_dpath)
             # With its references, so that `--config=<this file> --key=value` changes whatever follows from the key.
             checkpoint.write_text(self.run_dpath / "config.yaml", OmegaConf.to_yaml(self.cfg))
-            if self.tokenizer_fpath is not None and self.start_dpath is None:
-                pretrained.copy_weights(self.tokenizer_fpath, self.run_dpath / pretrained.TOKENIZER)
+            own_tokenizer = self.run_dpath / pretrained.TOKENIZER
+            # What starts anew may start with another one; what goes on elsewhere brings none along.
+            if self.tokenizer_fpath is not None and (self.start_dpath is None or not own_tokenizer.exists()):
+                pretrained.copy_weights(self.tokenizer_fpath, own_tokenizer)
             config = OmegaConf.to_container(self.cfg, resolve=True)
             record.add_start(
                 self.run_dpath,

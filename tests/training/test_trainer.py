@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
+from models import pretrained
 from models.interfaces import StepOutput
 from tests.training.workers import tiny
 from tests.training.workers.forked import Forked
@@ -253,3 +254,14 @@ def test_of_every_validation_score_is_known_whether_more_is_better(tmp_path, kin
     (scores,) = [line for line in lines if "validation/loss" in line]
     names = {name.removeprefix("validation/") for name in scores if name.startswith("validation/")}
     assert {name for name in names if is_better(name, 1.0, 2.0)} == losses
+
+
+def test_a_run_that_branches_off_another_has_its_tokenizer_too(tmp_path):
+    tokenizer = tiny.tiny_tokenizer(tmp_path)
+    train(configure("genie_redux_guided", tmp_path, name="first"))
+    first, branch = (run_folder(tmp_path, "genie_redux_guided", name) for name in ("first", "branch"))
+    longer = {"train__num_train_steps": 5, "train__resume_ckpt": first}
+    train(configure("genie_redux_guided", tmp_path, name="branch", **longer))
+    assert (branch / "tokenizer.safetensors").read_bytes() == tokenizer.read_bytes()
+    tokenizer.unlink()
+    assert pretrained.load(branch).tokenizer.codebook_size == 1024

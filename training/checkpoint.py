@@ -76,6 +76,26 @@ def _named_step(path: Path) -> Path:
     return steps[-1]
 
 
+def check_writable(run_dpath: Path) -> None:
+    """Raise ValueError where the run folder cannot be made, as far as can be told without making it."""
+    there = next(path for path in (run_dpath, *run_dpath.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise _not_writable(run_dpath, f"{there} is " + ("read-only" if there.is_dir() else "a file"))
+
+
+def make_run_folder(run_dpath: Path) -> None:
+    try:
+        run_dpath.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _not_writable(run_dpath, error.strerror) from error
+
+
+def _not_writable(run_dpath: Path, reason: str) -> ValueError:
+    return ValueError(
+        f"cannot write to {run_dpath} ({reason}); set train.save_root_dpath to a folder that can be written"
+    )
+
+
 class Keep(NamedTuple):
     """Which step folders stay when another one is written."""
 

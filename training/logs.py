@@ -153,15 +153,21 @@ class RunLog:
                 "train.logger=wandb needs the package wandb: pip install wandb, or --train.logger=tensorboard"
             ) from error
         os.makedirs(settings.wandb_dpath, exist_ok=True)
-        self.wandb = wandb.init(
-            project=settings.wandb_project,
-            name=settings.wandb_name,
-            dir=settings.wandb_dpath,
-            mode=settings.wandb_mode,
-            id=self.run_id,
-            resume="allow",
-            config=config,
-        )
+        try:
+            self.wandb = wandb.init(
+                project=settings.wandb_project,
+                name=settings.wandb_name,
+                dir=settings.wandb_dpath,
+                mode=settings.wandb_mode,
+                id=self.run_id,
+                resume="allow",
+                config=config,
+            )
+        except wandb.errors.Error as error:
+            raise ValueError(
+                f"Weights & Biases does not start ({' '.join(str(error).split())}); log in with wandb login, or set "
+                "--train.wandb_mode=offline or --train.logger=tensorboard (with --train.resume_ckpt=auto)"
+            ) from error
         self.run_id = self.wandb.id
 
     def scalars(self, step: int, seconds: float, values: dict[str, float]) -> None:

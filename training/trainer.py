@@ -58,6 +58,7 @@ class Trainer:
         self.rolling = EvalSettings.from_config(cfg.eval) if cfg.get("eval") is not None else None
         self.run_dpath = Path(settings.save_root_dpath) / cfg.model / cfg.name
         self.start_dpath = checkpoint.find_start(self.run_dpath, settings.resume_ckpt)
+        checkpoint.check_writable(self.run_dpath)
         self.dataset = self._open_dataset("train", seq_step=1)
         self.held_out = self._open_dataset("validation", seq_step=settings.seq_step)
 
@@ -338,7 +339,7 @@ class Trainer:
         self.rate = flops.joint_rate(self.accelerator)
         self.log = None
         if self.accelerator.is_main_process:
-            self.run_dpath.mkdir(parents=True, exist_ok=True)
+            checkpoint.make_run_folder(self.run_dpath)
             checkpoint.clean(self.run_dpath)
             # With its references, so that `--config=<this file> --key=value` changes whatever follows from the key.
             checkpoint.write_text(self.run_dpath / "config.yaml", OmegaConf.to_yaml(self.cfg))

@@ -128,3 +128,21 @@ def test_a_warm_start_takes_the_weights_and_nothing_else(tmp_path):
     load_weights(cold.state.model, source, config, "train.init_fpath")
     for name, value in warm.state.weights.items():
         assert torch.equal(value, cold.state.weights[name])
+
+
+def test_a_run_folder_that_cannot_be_made_is_named_before_a_model_is_built(tmp_path):
+    (tmp_path / "file").touch()
+    cfg = configure("noisy_line", tmp_path, train__save_root_dpath=tmp_path / "file" / "runs")
+    cfg.network = {"_target_": "nothing.that.could.be.built"}
+    with pytest.raises(
+        ValueError, match=r"^cannot write to .*runs/.* \(.*/file is a file\); set train.save_root_dpath"
+    ):
+        Trainer(cfg)
+
+
+def test_a_run_folder_that_the_system_refuses_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        ValueError, match=r"^cannot write to .*/file/run \(Not a directory\); set train.save_root_dpath"
+    ):
+        checkpoint.make_run_folder(tmp_path / "file" / "run")

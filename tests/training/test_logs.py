@@ -84,3 +84,15 @@ def test_wandb_offline_writes_its_files_and_a_resumed_run_keeps_its_id(tmp_path)
     assert files
     assert list((tmp_path / "wandb").rglob("reconstruction*.gif"))
     assert list((tmp_path / "wandb").rglob("reconstruction_strip*.png"))
+
+
+def test_wandb_without_an_account_is_one_line_that_says_what_else_there_is(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    online = {"train__logger": "wandb", "train__wandb_mode": "online", "train__wandb_dpath": tmp_path / "wandb"}
+    with pytest.raises(
+        ValueError, match=r"^Weights & Biases does not start \(.*login.*\); .*wandb_mode=offline"
+    ) as error:
+        train(configure("noisy_line", tmp_path, **online))
+    assert "\n" not in str(error.value)

@@ -43,6 +43,8 @@ def opening(run: "Trainer") -> str:
         facts["data"] += f", tokens from {run.dataset.cache.folder}"
     if run.state.step:
         facts["going on"] = f"from step {run.state.step} of {run.start_dpath.parent}"
+        if run.changes:
+            facts["going on"] += f"; changed: {', '.join(run.changes)}"
     name_width = max(len(name) for name in facts)
     lines = [f"  {name:<{name_width}}  {fact}" for name, fact in facts.items()]
     return "\n".join([f"Training {run.cfg.model}", *lines])

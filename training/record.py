@@ -17,6 +17,8 @@ from data.content_hash import stored_hash
 from training.checkpoint import write_text
 
 RECORD = "record.json"
+# In `train`, but of no consequence for what is learned.
+NOT_OF_THE_COURSE = tuple(f"train.{key}" for key in ("resume_ckpt", "save_root_dpath", "wandb_dpath", "wandb_name"))
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 
@@ -56,6 +58,29 @@ def add_start(
         }
     )
     write_text(fpath, json.dumps({"starts": starts}, indent=1) + "\n")
+
+
+def changes(run_dpath: Path, *, config: dict[str, Any], dataset_info: dict[str, Any], num_processes: int) -> list[str]:
+    """`train.batch_size=2 (was 4)` for what decides how a training goes and was otherwise at the run's last start."""
+    fpath = run_dpath / RECORD
+    if not fpath.exists():
+        return []
+    last = json.loads(fpath.read_text())["starts"][-1]
+    before = {"processes": last["num_processes"], "dataset_sha256": last["dataset_sha256"], **_course(last["config"])}
+    now = {"processes": num_processes, "dataset_sha256": dataset_hash(dataset_info), **_course(config)}
+    return [f"{key}={now.get(key)} (was {before.get(key)})" for key in before | now if now.get(key) != before.get(key)]
+
+
+def _course(config: dict[str, Any]) -> dict[str, Any]:
+    """Dotted keys and values of the groups that decide how a training goes."""
+    found, waiting = {}, [(group, config[group]) for group in ("network", "optimizer", "train") if group in config]
+    while waiting:
+        key, value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += [(f"{key}.{name}", child) for name, child in value.items()]
+        elif key not in NOT_OF_THE_COURSE:
+            found[key] = value
+    return dict(sorted(found.items()))
 
 
 def dataset_hash(info: dict[str, Any]) -> str:

@@ -348,14 +348,18 @@ class Trainer:
             if self.tokenizer_fpath is not None and (self.start_dpath is None or not own_tokenizer.exists()):
                 pretrained.copy_weights(self.tokenizer_fpath, own_tokenizer)
             config = OmegaConf.to_container(self.cfg, resolve=True)
+            facts = {
+                "config": config,
+                "dataset_info": self.dataset.episodes.info,
+                "num_processes": self.accelerator.num_processes,
+            }
+            self.changes = [] if self.start_dpath is None else record.changes(self.start_dpath.parent, **facts)
             record.add_start(
                 self.run_dpath,
                 step=self.state.step,
                 command=messages.command(self),
-                config=config,
-                dataset_info=self.dataset.episodes.info,
                 device=messages.device_name(self.accelerator.device),
-                num_processes=self.accelerator.num_processes,
+                **facts,
             )
             self.log = RunLog(self.run_dpath, self.settings, config, step=self.state.step, run_id=self.state.log_run_id)
             self.state.log_run_id = self.log.run_id

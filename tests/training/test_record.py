@@ -50,3 +50,18 @@ def test_the_git_revision_is_the_commit_and_says_if_files_differ(tmp_path, monke
     assert record.git_revision() == git("rev-parse", "HEAD")
     (tmp_path / "file").write_text("2")
     assert record.git_revision() == git("rev-parse", "HEAD") + "+changes"
+
+
+def test_what_differs_from_the_last_start_is_told_by_key(tmp_path):
+    before = {"train": {"batch_size": 4, "seed": 0, "resume_ckpt": None}, "network": {"blocks": [1, 2]}, "name": "a"}
+    now = {"train": {"batch_size": 2, "seed": 0, "resume_ckpt": "auto"}, "network": {"blocks": [1, 2]}, "name": "b"}
+    assert record.changes(tmp_path, config=now, dataset_info=INFO, num_processes=2) == []
+    facts = {"config": before, "dataset_info": INFO, "num_processes": 1}
+    record.add_start(tmp_path, **facts, step=0, command="", device="cpu")
+    assert record.changes(tmp_path, **facts) == []
+    assert record.changes(tmp_path, config=now, dataset_info=INFO, num_processes=2) == [
+        "processes=2 (was 1)",
+        "train.batch_size=2 (was 4)",
+    ]
+    (change,) = record.changes(tmp_path, **facts | {"dataset_info": {"splits": {}}})
+    assert change.startswith("dataset_sha256=")

@@ -265,3 +265,12 @@ def test_a_run_that_branches_off_another_has_its_tokenizer_too(tmp_path):
     assert (branch / "tokenizer.safetensors").read_bytes() == tokenizer.read_bytes()
     tokenizer.unlink()
     assert pretrained.load(branch).tokenizer.codebook_size == 1024
+
+
+def test_going_on_with_other_settings_is_said_at_the_start(tmp_path, capsys):
+    train(configure("noisy_line", tmp_path, train__num_train_steps=2))
+    again = {"train__num_train_steps": 4, "train__resume_ckpt": "auto", "train__batch_size": 1}
+    capsys.readouterr()
+    train(configure("noisy_line", tmp_path, **again))
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "going on" in line]
+    assert line.endswith("; changed: train.batch_size=1 (was 2), train.num_train_steps=4 (was 2)")

@@ -117,6 +117,22 @@ def read_info(root: Path | str, name: str) -> dict[str, Any]:
     return info
 
 
+def _check_info(fpath: Path, info: dict[str, Any]) -> None:
+    """Raise ValueError where an `info.json` lacks what reading needs: somebody wrote or changed it by hand."""
+    try:
+        height, width = info["image_size"]
+        names, listed = info["action_names"], [shard for split in info["splits"].values() for shard in split["shards"]]
+        is_good = min(height, width) >= 1 and (names is None or len(names) > 0)
+        is_good &= all(isinstance(shard["file"], str) and shard["episodes"] >= 0 for shard in listed)
+        reason = "a size, an action list or a shard of nothing"
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        is_good, reason = False, f"no {error}" if isinstance(error, KeyError) else str(error)
+    if not is_good:
+        raise ValueError(
+            f"{fpath} is not built as data/episodes.py says ({reason}); correct it, or make the dataset again"
+        )
+
+
 def _importer(fpath: Path) -> str | None:
     """The command that makes an imported dataset, as its unfinished.json names it; None for a generated one."""
     try:
@@ -143,6 +159,7 @@ class Episodes:
 
     def __init__(self, root: Path | str, name: str, split: str):
         self.info = read_info(root, name)
+        _check_info(Path(root) / name / "info.json", self.info)
         splits = self.info["splits"]
         if split not in splits:
             raise ValueError(f"split={split}: dataset {name} in {root} has {', '.join(splits) or 'no splits'}")
@@ -179,7 +196,7 @@ class Episodes:
         if listed is not None and fpath.exists() and fpath.stat().st_size == listing["bytes"]:
             return listed
         with open_shard(fpath) as file:
-            return checked_table(fpath, file, self.image_size, self.has_actions)
+            return checked_table(fpath, file, self.image_size, self.num_actions)
 
     @property
     def num_episodes(self) -> int:
@@ -265,7 +282,7 @@ class Episodes:
     def _open(self, shard: int) -> dict[str, Any]:
         fpath, is_here = self.fpaths[shard], self._shard_of == shard
         file = open_shard(fpath)
-        table = checked_table(fpath, file, self.image_size, self.has_actions)
+        table = checked_table(fpath, file, self.image_size, self.num_actions)
         known = {"start": self.starts, "length": self.lengths, "level_seed": self.level_seeds}
         if any(not np.array_equal(table[field], values[is_here]) for field, values in known.items()):
             raise damaged(fpath, "its episodes are not those that info.json lists")

@@ -70,17 +70,24 @@ def open_shard(fpath: Path) -> h5py.File:
     return file
 
 
-def checked_table(fpath: Path, file: h5py.File, image_size: tuple[int, int], needs_actions: bool) -> np.ndarray:
-    """An open shard's episode table; ValueError where it, the frames, actions or rewards are not as they must be."""
+def checked_table(fpath: Path, file: h5py.File, image_size: tuple[int, int], num_actions: int) -> np.ndarray:
+    """An open shard's episode table; ValueError where it, the frames, actions or rewards are not as they must be.
+
+    num_actions: how many the dataset has; 0 where it has none.
+    """
     frames, table = file["frames"], file["episodes"]
     expected = (len(frames), *image_size, 3)
     if frames.dtype != np.uint8 or frames.shape != expected:
         raise damaged(fpath, f"frames are {frames.dtype} {frames.shape}, expected uint8 {expected}")
-    if needs_actions and "actions" not in file:
+    if num_actions and "actions" not in file:
         raise damaged(fpath, "it has no actions, but info.json names some")
     for name in ("actions", "rewards"):
         if name in file and file[name].shape != (len(frames),):
             raise damaged(fpath, f"{name} must be one per frame ({len(frames)})")
+    if num_actions:
+        _check_actions(fpath, file["actions"], num_actions)
+    if "rewards" in file and file["rewards"].dtype.kind != "f":
+        raise damaged(fpath, f"rewards are {file['rewards'].dtype}, expected fractional numbers")
     if table.dtype.names != TABLE.names:
         raise damaged(fpath, f"its episode table has {table.dtype}, expected {', '.join(TABLE.names)}")
     table = table[()].astype(TABLE)
@@ -88,6 +95,19 @@ def checked_table(fpath: Path, file: h5py.File, image_size: tuple[int, int], nee
     if len(table) and (table["start"].min() < 0 or table["length"].min() < 1 or ends.max() > len(frames)):
         raise damaged(fpath, f"its episode table reaches beyond its {len(frames)} frames")
     return table
+
+
+def _check_actions(fpath: Path, actions: h5py.Dataset, num_actions: int) -> None:
+    """One that a model does not know would end a training on a GPU without a word about where it came from."""
+    expected = f"expected whole numbers from 0 to {num_actions - 1}, as info.json names them"
+    if actions.dtype.kind not in "iu":
+        raise damaged(fpath, f"actions are {actions.dtype}, {expected}")
+    try:
+        values = actions[()]
+    except (OSError, RuntimeError) as error:
+        raise damaged(fpath, str(error).splitlines()[0]) from None
+    if len(values) and not 0 <= values.min() <= values.max() < num_actions:
+        raise damaged(fpath, f"actions reach from {values.min()} to {values.max()}, {expected}")
 
 
 def open_arrays(fpath: Path, file: h5py.File) -> dict[str, Any]:

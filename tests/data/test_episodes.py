@@ -216,6 +216,16 @@ DAMAGES = pytest.mark.parametrize(
         (_rewrite("frames", lambda frames: frames[:, :3]), r"frames are uint8 \(22, 3, 6, 3\), expected .*22, 4, 6, 3"),
         (_rewrite("frames", lambda frames: frames[:-1]), "one per frame"),
         (_rewrite("actions", lambda actions: actions[:-1]), r"actions must be one per frame \(22\)"),
+        (
+            _rewrite("actions", lambda actions: actions + 0.5),
+            r"actions are float64, expected whole numbers from 0 to 6",
+        ),
+        (
+            _rewrite("actions", lambda actions: actions + 1),
+            r"actions reach from 1 to 7, expected whole numbers from 0 to 6",
+        ),
+        (_rewrite("actions", lambda actions: actions - 1), r"actions reach from -1 to 5, expected"),
+        (_rewrite("rewards", lambda rewards: rewards.astype(int)), r"rewards are int64, expected fractional numbers"),
         (_rewrite("episodes", _lengthen), "its episode table reaches beyond its 22 frames"),
         (_rewrite("episodes", lambda table: np.arange(3.0)), "its episode table has float64, expected start, length"),
     ],
@@ -268,6 +278,29 @@ def test_a_shard_that_lacks_what_the_others_hold_is_named(root):
 def test_a_listing_that_cannot_be_is_one_line(root, lengths):
     _change_listing(root, lengths=lengths)
     with pytest.raises(ValueError, match=r"^\S*info.json lists the episodes of train-00001.h5 wrongly .* remove bytes"):
+        Episodes(root, "toy", "train")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda info: info.pop("image_size"),
+        lambda info: info.pop("action_names"),
+        lambda info: info.pop("splits"),
+        lambda info: info.update(splits=[]),
+        lambda info: info.update(image_size="64"),
+        lambda info: info.update(image_size=[64]),
+        lambda info: info.update(action_names=[]),
+        lambda info: info["splits"]["train"].pop("shards"),
+        lambda info: info["splits"]["train"]["shards"][0].pop("file"),
+        lambda info: info["splits"]["train"]["shards"][0].pop("episodes"),
+    ],
+)
+def test_an_info_that_lacks_something_is_one_line(root, change):
+    info = json.loads((root / "toy" / "info.json").read_text())
+    change(info)
+    write_json(root / "toy" / "info.json", info)
+    with pytest.raises(ValueError, match=r"^\S*toy/info.json is not built as data/episodes.py says \(.+\); .+$"):
         Episodes(root, "toy", "train")
 
 

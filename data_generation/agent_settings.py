@@ -1,5 +1,6 @@
 """How an agent is trained: the checked form of the yaml files in `configs/agents/`."""
 
+import re
 from dataclasses import dataclass, fields
 
 from data_generation.environment import ACTION_SETS, NATIVE_SIZE, Game, game_names
@@ -60,6 +61,12 @@ class AgentSettings:
             check_range(key, getattr(self, key), 1, 2**24)
         for key in ("gamma", "gae_lambda", "clip_range", "entropy_coefficient", "learning_rate"):
             check_range(key, getattr(self, key), 0, 1)
+        if self.num_threads is not None:
+            check_range("num_threads", self.num_threads, 1, 4096)
+        if self.max_minutes is not None and self.max_minutes <= 0:
+            raise ValueError(f"max_minutes={self.max_minutes} must be above 0, or null for no limit")
+        if re.fullmatch(r"cpu|cuda(:\d+)?", self.device) is None:
+            raise ValueError(f"device={self.device} is not cpu, cuda or cuda:N")
         if not self.channels or min(self.channels) < 1:
             raise ValueError(f"channels={self.channels} must be at least one width of at least 1")
         if self.batch_size > self.num_games * self.rollout_length:

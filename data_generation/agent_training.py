@@ -75,6 +75,15 @@ def train_agent(settings: AgentSettings) -> Agent:
     )
 
 
+def check_device(device: str) -> None:
+    """Raise ValueError where torch does not see it: the library would train on the CPU and say nothing."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device != "cpu" and int(device.partition(":")[2] or 0) >= count:
+        raise ValueError(
+            f"device={device}, but torch sees {count} GPUs here; set --device=cpu, or install a torch for it"
+        )
+
+
 def architecture(settings: AgentSettings) -> Architecture:
     return Architecture(
         image_size=settings.played.image_size,

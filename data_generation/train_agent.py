@@ -43,8 +43,9 @@ def run(arguments: list[str]) -> int:
 
     # Imported late: the library and torch take seconds, and mistakes above should answer at once.
     from data_generation.agent import save_agent
-    from data_generation.agent_training import evaluate_players, train_agent
+    from data_generation.agent_training import check_device, evaluate_players, train_agent
 
+    check_device(settings.device)
     agent = train_agent(settings)
     save_agent(output, agent)
     scores = evaluate_players(settings, agent)

@@ -253,12 +253,16 @@ def test_a_training_writes_an_agent_that_can_record(tmp_path):
         ("--batch_size=100000", "more than one rollout holds"),
         ("--channels=[]", "at least one width"),
         ("--config=coinrun_smal", "did you mean coinrun_small"),
+        ("--device=gpu", "device=gpu is not cpu, cuda or cuda:N"),
+        ("--device=cuda:99", "device=cuda:99, but torch sees"),
+        ("--num_threads=0", "num_threads=0 is outside 1 to"),
+        ("--max_minutes=-1", "max_minutes=-1 must be above 0, or null"),
     ],
 )
-def test_mistakes_end_in_one_line(override, complaint, capsys):
+def test_mistakes_end_in_one_line(override, complaint, capsys, tmp_path):
     from data_generation.train_agent import main
 
-    assert main([override]) == 2
+    assert main([f"--output_fpath={tmp_path / 'agent.safetensors'}", override]) == 2
     error = capsys.readouterr().err
     assert complaint in error and error.count("\n") == 1
 

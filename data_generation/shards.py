@@ -15,6 +15,7 @@ import numpy as np
 
 from data.episodes import END_REASONS, FORMAT, UNFINISHED, open_shard, summarise_shard, write_json
 from data.locks import claim
+from data_generation.provenance import versions
 from data_generation.recording import REVISION
 from data_generation.settings import Settings
 from data_generation.workers import Counts, Job, Shard, write_shards
@@ -150,7 +151,12 @@ def _write(fpath: Path, content: dict[str, Any]) -> None:
 
 def _origin(settings: Settings) -> dict[str, Any]:
     """Everything needed to make the same bytes again."""
-    return {"revision": REVISION, "procgen": _procgen_version(), "config": settings.content}
+    return {
+        "revision": REVISION,
+        "procgen": _procgen_version(),
+        "versions": versions(settings),
+        "config": settings.content,
+    }
 
 
 def _procgen_version() -> str:

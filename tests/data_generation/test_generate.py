@@ -13,6 +13,7 @@ import pytest
 from data.episodes import MADE_BY, Episodes
 from data.locks import claim
 from data_generation.generate import CONFIGS_DPATH, main, read_settings
+from data_generation.provenance import versions
 from data_generation.recording import REVISION
 from data_generation.shards import generate, plan
 
@@ -275,6 +276,19 @@ def test_help_and_list_show_keys_and_configs(capsys):
 def test_info_says_everything_needed_to_make_the_same_bytes(made):
     generator = json.loads((made.folder / "info.json").read_text())["generator"]
     assert generator["procgen"] != "unknown" and generator["config"] == made.content
+    assert set(generator["versions"]) == {"h5py"} and all(generator["versions"].values())
+
+
+@pytest.mark.parametrize(
+    "config, changes, expected",
+    [
+        ("coinrun_random", {"image_size": "84"}, {"h5py", "pillow"}),
+        ("coinrun_random", {"compression": "blosc"}, {"h5py", "hdf5plugin"}),
+        ("coinrun_ppo", {}, {"h5py", "numpy", "pillow", "torch"}),
+    ],
+)
+def test_versions_are_those_of_the_packages_that_the_bytes_pass_through(config, changes, expected):
+    assert set(versions(read_settings(config, changes))) == expected
 
 
 def test_data_generation_does_not_import_torch():

@@ -17,6 +17,7 @@ try:
     from data_generation.composition import parse, read_values
 except ModuleNotFoundError:
     sys.exit("error: this Python lacks what requirements.txt lists; run it as bash run.sh --mode=generate --config=…")
+from data_generation import overlap
 from data_generation.settings import Settings
 from data_generation.shards import Part, Summary, generate
 
@@ -56,8 +57,8 @@ def run(arguments: list[str]) -> int:
         return 0
     part = Part.parse(overrides.pop("shard", "0/1"))
     settings = read_settings(config, overrides)
-    if hint := _hint(settings):
-        print(f"note: {hint}")
+    for hint in filter(None, (_hint(settings), overlap.in_words(settings))):
+        print(f"note: {hint}", flush=True)
     print(_what_happened(settings, part, generate(settings, part)))
     return 0
 

@@ -209,6 +209,22 @@ def test_whoever_records_a_game_that_fires_is_told_of_its_button(game, is_told, 
     assert "note" not in capsys.readouterr().out
 
 
+def test_levels_that_another_set_tests_on_are_told(made, tmp_path, capsys):
+    def told(root, *words) -> str:
+        assert main([*command_line(root), *words, "--shard=0/99"]) == 0  # a part without shards: nothing is played
+        return capsys.readouterr().out
+
+    assert "note" not in told(tmp_path)
+    line = (
+        "note: levels 10,000 to 10,999 are those that our _test configs record: scores on them would not be of unseen"
+    )
+    assert line in told(tmp_path, "--name=big", "--n_instances=20000")
+    other = (made.root_dpath, "--name=toy_test", "--split=test")
+    assert "note: levels 5 to 9 are also those of toy: scores" in told(*other, "--level_offset=5")
+    assert "note" not in told(*other, "--level_offset=10", "--name=beside_test")
+    assert "note" not in told(*other, "--level_offset=5", "--distribution_mode=easy", "--root_dpath=" + str(tmp_path))
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

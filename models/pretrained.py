@@ -113,9 +113,9 @@ def load(path: str | Path, *, tokenizer_fpath: str | Path | None = None) -> nn.M
 def load_state(module: nn.Module, fpath: Path) -> None:
     """Copy a file's tensors into a module. Raises ValueError that lists missing, unknown and misshapen names."""
     found = _read_state(resolve_fpath(fpath))
-    wanted = trainable_state(module)
-    problems = [f"missing {name}" for name in wanted if name not in found]
-    problems += [f"unexpected {name}" for name in found if name not in wanted]
+    wanted, counters = trainable_state(module), _counters(module)
+    problems = [f"missing {name}" for name in wanted if name not in found and name not in counters]
+    problems += [f"unexpected {name}" for name in found if name not in wanted and name not in counters]
     problems += [
         f"{name} is {tuple(found[name].shape)}, expected {tuple(value.shape)}"
         for name, value in wanted.items()
@@ -125,6 +125,15 @@ def load_state(module: nn.Module, fpath: Path) -> None:
         more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
         raise ValueError(f"{fpath} does not fit this model: {'; '.join(problems[:4])}{more}")
     module.load_state_dict(found, strict=False)
+
+
+def _counters(module: nn.Module) -> set[str]:
+    """Names of what counts for the training alone: it begins anew where a file lacks it, and a file may have it."""
+    return {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, owner in module.named_modules()
+        for name in getattr(owner, "counters", ())
+    }
 
 
 def load_frozen(path: str | Path | None, image_size: tuple[int, int] | None = None) -> nn.Module:

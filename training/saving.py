@@ -163,12 +163,22 @@ class Saver:
         run = self.run
         saved = checkpoint.load_state(step_dpath)
         self._check_tokenizer(step_dpath)
+        self._check_optimizers(step_dpath, saved["optimizers"])
         load_weights(run.state.model, step_dpath, run.config, "train.resume_ckpt")
         run.state.load_state_dict(saved, run.settings.seed)
         if step_dpath.parent.resolve() == run.run_dpath.resolve():
             self.saved_step = run.state.step
         else:
             run.state.log_run_id = None  # a branch is a run of its own
+
+    def _check_optimizers(self, step_dpath, saved: dict[str, dict]) -> None:
+        """What one kind of optimizer has gathered says nothing to another."""
+        for name, part in self.run.state.parts.items():
+            if saved[name].keys() != part.optimizer.state_dict().keys():
+                raise ValueError(
+                    f"train.resume_ckpt={step_dpath} holds the state of another kind of optimizer; set --optimizer= as "
+                    f"it was, or start from its weights with another --name= and --train.init_fpath={step_dpath}"
+                )
 
     def _check_tokenizer(self, step_dpath) -> None:
         """Tokens of another tokenizer mean something else: raises ValueError where the checkpoint knew another one."""

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from models.pretrained import trainable_state
 from training import checkpoint, sharding
@@ -145,7 +146,7 @@ class TrainingState:
         if state["weights"] is not None:
             copy_into(self.weights, state["weights"])
         for name, part in self.parts.items():
-            part.optimizer.load_state_dict(state["optimizers"][name])
+            _load_optimizer(part.optimizer, state["optimizers"][name])
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.clips_consumed, self.elapsed = state["step"], state["clips_consumed"], state["elapsed"]
@@ -163,6 +164,14 @@ class TrainingState:
         if len(windows) == self.accelerator.num_processes:
             self.window.load_state_dict(windows[rank], self.accelerator.device)
         self.skipped.update(state.get("skipped", {}))
+
+
+def _load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Load what an optimizer has gathered; decay, betas and the like stay as they are set now."""
+    own = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, options in zip(optimizer.param_groups, own, strict=True):
+        group.update(options)
 
 
 def written_by_passes(model: nn.Module) -> list[tuple[str, nn.Module, str]]:

@@ -47,6 +47,8 @@ class VectorQuantizer(nn.Module):
     normalize_codes: compare with L2-normalised codes and return those.
     """
 
+    counters = ("idle_steps", "num_passes")  # buffers where dead codes are moved; a training may switch that on or off
+
     def __init__(
         self,
         dim: int,

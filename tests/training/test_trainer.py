@@ -274,3 +274,36 @@ def test_going_on_with_other_settings_is_said_at_the_start(tmp_path, capsys):
     train(configure("noisy_line", tmp_path, **again))
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "going on" in line]
     assert line.endswith("; changed: train.batch_size=1 (was 2), train.num_train_steps=4 (was 2)")
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_going_on_takes_the_optimizers_numbers_of_now(tmp_path, optimizer):
+    common = {"optimizer": optimizer, "train__num_train_steps": 2}
+    train(configure("noisy_line", tmp_path, **common))
+    other = {"optimizer__weight_decay": 0.25, "optimizer__betas": "[0.5,0.75]", "train__resume_ckpt": "auto"}
+    part = Trainer(configure("noisy_line", tmp_path, **common | other)).state.parts["model"]
+    groups = part.optimizer.param_groups
+    assert {group["weight_decay"] for group in groups} == {0.25, 0.0}
+    assert {tuple(group["betas"]) for group in groups if "betas" in group} == {(0.5, 0.75)}
+    states = [part.optimizer.state_dict(), *part.optimizer.state_dict().values()]
+    assert any(state["state"] for state in states if isinstance(state, dict) and "state" in state)
+    assert part.schedule.lr == pytest.approx(0.0075)  # that of the last step, until the next one
+
+
+@pytest.mark.parametrize("first, then", [("adamw", "muon"), ("muon", "adamw")])
+def test_going_on_with_another_kind_of_optimizer_is_refused_in_one_line(tmp_path, first, then):
+    train(configure("tokenizer", tmp_path, optimizer=first, train__num_train_steps=1))
+    with pytest.raises(
+        ValueError, match=r"^train.resume_ckpt=\S*step-00000001 holds .* optimizer; .*--train.init_fpath="
+    ) as error:
+        Trainer(configure("tokenizer", tmp_path, optimizer=then, train__resume_ckpt="auto"))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("before, after", [(None, 2), (2, None)])
+def test_reviving_dead_codes_can_be_switched_on_and_off_when_a_run_goes_on(tmp_path, before, after):
+    train(configure("genie_redux", tmp_path, quantizer__dead_code_steps=before, train__num_train_steps=2))
+    again = {"quantizer__dead_code_steps": after, "train__num_train_steps": 4, "train__resume_ckpt": "auto"}
+    train(configure("genie_redux", tmp_path, **again))
+    saved = weights(tmp_path, "genie_redux", "genie_redux", 4)
+    assert ("actions.lam.quantizer.idle_steps" in saved) == (after is not None)

@@ -36,6 +36,18 @@ def duration(seconds: float) -> str:
     return f"{seconds} s"
 
 
+@contextmanager
+def full_disk_in_words(what: str, folder: Path) -> Iterator[None]:
+    """Inside, writing that fails raises ValueError with one line. what: is being written, for that line."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"cannot write {what} to {folder} ({error.strerror or error}); free disk space or set "
+            "train.save_root_dpath, then go on with --train.resume_ckpt=auto"
+        ) from error
+
+
 class Averages:
     """Means of scalars since the last reading, summed on the device so that adding never waits for it.
 
@@ -128,7 +140,7 @@ class RunLog:
         self.run_id = run_id
         self.writer: Any = None
         self.wandb: Any = None
-        folder = run_dpath / "logs"
+        self.folder = folder = run_dpath / "logs"
         folder.mkdir(parents=True, exist_ok=True)
         self.fpath = folder / METRICS
         self._take_back(step)
@@ -173,11 +185,12 @@ class RunLog:
     def scalars(self, step: int, seconds: float, values: dict[str, float]) -> None:
         """One line: the step, the seconds since the training began, and the values by their full names."""
         values = {name: value for name, value in values.items() if math.isfinite(value)}  # JSON knows no nan
-        with open(self.fpath, "a") as file:
-            file.write(json.dumps({"step": step, "seconds": round(seconds, 3), **values}) + "\n")
-        if self.writer is not None:
-            for name, value in values.items():
-                self.writer.add_scalar(name, value, step)
+        with full_disk_in_words("logs", self.folder):
+            with open(self.fpath, "a") as file:
+                file.write(json.dumps({"step": step, "seconds": round(seconds, 3), **values}) + "\n")
+            if self.writer is not None:
+                for name, value in values.items():
+                    self.writer.add_scalar(name, value, step)
         if self.wandb is not None:
             self.wandb.log(values, step=step)
 

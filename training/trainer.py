@@ -17,7 +17,7 @@ from training import checkpoint, compiling, flops, messages, optimizers, out_of_
 from training.alarm import CollapseAlarm
 from training.clip_names import StepClips
 from training.finite_guard import FiniteGuard
-from training.logs import Averages, Progress, RunLog, Stretch, duration
+from training.logs import Averages, Progress, RunLog, Stretch, duration, full_disk_in_words
 from training.objectives import MODEL, Objective, Part, one_loss
 from training.processes import Agreement, Board, Interrupts
 from training.rescue import Rescue
@@ -312,7 +312,8 @@ class Trainer:
             with usage.counting():
                 scores = validation_scores(state.model, *common, state.step)
             if self.accelerator.is_main_process:
-                pictures = write_samples(state.model, *common, self.rolling, folder)
+                with full_disk_in_words("samples", folder):
+                    pictures = write_samples(state.model, *common, self.rolling, folder)
         usage.gather(self.accelerator.device)
         scores |= usage.scores()
         loss = scores["validation/loss"]

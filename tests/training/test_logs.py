@@ -2,6 +2,7 @@
 
 import io
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.training.workers.tiny import configure
-from training.logs import MOST_BARS, _bars
+from training.logs import MOST_BARS, RunLog, _bars
 from training.trainer import Trainer, train
 from training.usage import Usage
 
@@ -96,3 +97,26 @@ def test_wandb_without_an_account_is_one_line_that_says_what_else_there_is(tmp_p
     ) as error:
         train(configure("noisy_line", tmp_path, **online))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a system without a disk that is always full")
+def test_a_disk_that_is_full_while_logs_are_written_is_one_line(tmp_path):
+    run = Trainer(configure("noisy_line", tmp_path))
+    log = RunLog(tmp_path, run.settings, {}, step=0, run_id=None)
+    log.fpath = Path("/dev/full")
+    with pytest.raises(
+        ValueError, match=r"^cannot write logs to .*/logs \(No space left on device\); free .*resume_ckpt"
+    ):
+        log.scalars(1, 0.5, {"train/loss": 1.0})
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a system without a disk that is always full")
+def test_a_disk_that_is_full_while_samples_are_written_is_one_line(tmp_path):
+    run = Trainer(configure("tokenizer", tmp_path, train__num_train_steps=2))
+    folder = run.run_dpath / "samples" / "step-00000002"
+    folder.mkdir(parents=True)
+    (folder / "reconstruction.gif").symlink_to("/dev/full")
+    with pytest.raises(
+        ValueError, match=r"^cannot write samples to \S*step-00000002 \(No space left on device\); free"
+    ):
+        run.run()

@@ -242,7 +242,8 @@ class RunLog:
 
     def close(self) -> None:
         if self.writer is not None:
-            self.writer.close()
+            with full_disk_in_words("logs", self.folder):  # also in place of its own words, where it failed before
+                self.writer.close()
         if self.wandb is not None:
             self.wandb.finish()
 

@@ -319,8 +319,9 @@ class Trainer:
         loss = scores["validation/loss"]
         if self.log is not None:
             self.log.scalars(state.step, state.elapsed, scores)
-            self.log.pictures(state.step, pictures)
-            self.log.histograms(state.step, {f"validation/{name}": counts for name, counts in usage.counts.items()})
+            with full_disk_in_words("logs", self.log.folder):
+                self.log.pictures(state.step, pictures)
+                self.log.histograms(state.step, {f"validation/{name}": counts for name, counts in usage.counts.items()})
         state.validated = state.step
         self._compare_with_best(scores)
         self.shown.say(f"step {state.step}  validation loss {loss:.4f}" + (f"  {pictures[0]}" if pictures else ""))

@@ -147,7 +147,9 @@ class RunLog:
         if settings.logger == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter  # a second to import
 
-            self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+            events = folder / "tensorboard"
+            goes_on = step > 0 or events.is_dir()  # or was killed before its first checkpoint
+            self.writer = SummaryWriter(str(events), purge_step=step + 1 if goes_on else None)
         elif settings.logger == "wandb":
             self._start_wandb(settings, config)
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -120,3 +121,12 @@ def test_a_disk_that_is_full_while_samples_are_written_is_one_line(tmp_path):
         ValueError, match=r"^cannot write samples to \S*step-00000002 \(No space left on device\); free"
     ):
         run.run()
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_its_curves_anew(tmp_path):
+    settings = {"train__logger": "tensorboard", "train__resume_ckpt": "auto"}
+    train(configure("noisy_line", tmp_path, **settings))
+    folder = tmp_path / "runs" / "tokenizer" / "tokenizer"
+    shutil.rmtree(folder / "step-00000004")
+    train(configure("noisy_line", tmp_path, **settings))
+    assert [event.step for event in events_of(folder).Scalars("train/loss")] == [1, 2, 3, 4]

@@ -162,7 +162,8 @@ class Episodes:
         _check_info(Path(root) / name / "info.json", self.info)
         splits = self.info["splits"]
         if split not in splits:
-            raise ValueError(f"split={split}: dataset {name} in {root} has {', '.join(splits) or 'no splits'}")
+            there = ", ".join(splits) or "no splits"
+            raise ValueError(f"split={split}: dataset {name} in {root} has {there} only; set another dataset_name")
         self.name, self.split = name, split
         self.image_size: tuple[int, int] = tuple(self.info["image_size"])
         self.action_names: list[str] | None = self.info["action_names"]

@@ -57,13 +57,22 @@ def run(arguments: list[str]) -> int:
         return 0
     part = Part.parse(overrides.pop("shard", "0/1"))
     settings = read_settings(config, overrides)
-    for hint in filter(None, (_hint(settings), overlap.in_words(settings))):
+    for hint in filter(None, (_hint_on_buttons(settings), _hint_on_splits(settings), overlap.in_words(settings))):
         print(f"note: {hint}", flush=True)
     print(_what_happened(settings, part, generate(settings, part)))
     return 0
 
 
-def _hint(settings: Settings) -> str | None:
+def _hint_on_splits(settings: Settings) -> str | None:
+    if settings.split is None and len(settings.levels()) == 1:
+        return (
+            f"of {settings.n_instances} levels none is for validation, which training needs; raise --n_instances or "
+            "--validation_share"
+        )
+    return None
+
+
+def _hint_on_buttons(settings: Settings) -> str | None:
     if settings.game in FIRING and settings.action_set == "coinrun7":
         return f"{settings.game} has a fire button, which coinrun7 lacks; --action_set=procgen15 has all buttons"
     return None

@@ -209,6 +209,13 @@ def test_whoever_records_a_game_that_fires_is_told_of_its_button(game, is_told, 
     assert "note" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("count, is_told", [("4", True), ("10", False)])
+def test_too_few_levels_for_a_validation_split_are_told(count, is_told, tmp_path, capsys):
+    assert main([*command_line(tmp_path, n_instances=count), "--shard=0/99"]) == 0  # a part without shards
+    note = f"note: of {count} levels none is for validation, which training needs; raise --n_instances or"
+    assert (note in capsys.readouterr().out) == is_told
+
+
 def test_levels_that_another_set_tests_on_are_told(made, tmp_path, capsys):
     def told(root, *words) -> str:
         assert main([*command_line(root), *words, "--shard=0/99"]) == 0  # a part without shards: nothing is played

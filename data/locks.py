@@ -72,7 +72,7 @@ def _lock(file: TextIO, start: int, length: int, *, wait: bool = False) -> bool:
         if start:
             print(
                 f"warning: the file system of {file.name} has no locks; see to it that no two jobs write the same "
-                "shards of that folder at the same time, as those with different numbers of parts do",
+                "files there at the same time (of a dataset, those with different numbers of parts do)",
                 file=sys.stderr,
             )
     return True

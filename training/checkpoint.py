@@ -7,7 +7,8 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,9 +16,12 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
+from data.locks import claim
+
 WEIGHTS = "model.safetensors"
 STATE = "trainer.pt"
 LATEST = "latest"
+LOGS = "logs"
 BEST = "best"
 STEP_FOLDER = re.compile(r"step-(\d{8,})$")
 
@@ -83,11 +87,17 @@ def check_writable(run_dpath: Path) -> None:
         raise _not_writable(run_dpath, f"{there} is " + ("read-only" if there.is_dir() else "a file"))
 
 
-def make_run_folder(run_dpath: Path) -> None:
+@contextmanager
+def run_folder(run_dpath: Path) -> Iterator[None]:
+    """Make a run folder, and keep other trainings out of it. Raises ValueError with one line where neither can be."""
+    logs = run_dpath / LOGS
     try:
-        run_dpath.mkdir(parents=True, exist_ok=True)
+        logs.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _not_writable(run_dpath, error.strerror) from error
+    # Two that were started by mistake would mix their curves and remove each other's checkpoints.
+    with claim(logs, cure="end it, or set another --name"):
+        yield
 
 
 def _not_writable(run_dpath: Path, reason: str) -> ValueError:

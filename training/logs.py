@@ -140,7 +140,7 @@ class RunLog:
         self.run_id = run_id
         self.writer: Any = None
         self.wandb: Any = None
-        self.folder = folder = run_dpath / "logs"
+        self.folder = folder = run_dpath / checkpoint.LOGS
         folder.mkdir(parents=True, exist_ok=True)
         self.fpath = folder / METRICS
         self._take_back(step)

@@ -144,6 +144,7 @@ class Trainer:
             self.shown.close()
             if self.log is not None:
                 self.log.close()
+            self.held.close()
         self._finish(signal_number)
 
     def _loop(self, interrupts: Interrupts, rescue: Rescue) -> int:
@@ -339,9 +340,9 @@ class Trainer:
     def _open_run_folder(self) -> None:
         self.accelerator.wait_for_everyone()  # all processes have seen the folder as it was
         self.rate = flops.joint_rate(self.accelerator)
-        self.log = None
+        self.log, self.held = None, ExitStack()  # while it trains, nobody else trains into this folder
         if self.accelerator.is_main_process:
-            checkpoint.make_run_folder(self.run_dpath)
+            self.held.enter_context(checkpoint.run_folder(self.run_dpath))
             checkpoint.clean(self.run_dpath)
             # With its references, so that `--config=<this file> --key=value` changes whatever follows from the key.
             checkpoint.write_text(self.run_dpath / "config.yaml", OmegaConf.to_yaml(self.cfg))

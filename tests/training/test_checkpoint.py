@@ -4,7 +4,9 @@ import errno
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
+from tests.data.holding import another_process_holds
 from tests.training.workers.tiny import configure
 from training import checkpoint
 from training.checkpoint import Keep
@@ -142,7 +144,22 @@ def test_a_run_folder_that_cannot_be_made_is_named_before_a_model_is_built(tmp_p
 
 def test_a_run_folder_that_the_system_refuses_is_one_line(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(
-        ValueError, match=r"^cannot write to .*/file/run \(Not a directory\); set train.save_root_dpath"
-    ):
-        checkpoint.make_run_folder(tmp_path / "file" / "run")
+    refused = pytest.raises(ValueError, match=r"^cannot write to .*/file/run \(Not a directory\); set train.save_root")
+    with refused, checkpoint.run_folder(tmp_path / "file" / "run"):
+        pass
+
+
+def test_a_run_folder_in_which_another_process_trains_is_refused_and_stays_as_it_is(tmp_path):
+    train(configure("noisy_line", tmp_path, train__num_train_steps=2))
+    folder = tmp_path / "runs" / "tokenizer" / "tokenizer"
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+    longer = configure("noisy_line", tmp_path, train__num_train_steps=4, train__resume_ckpt="auto")
+    with another_process_holds(folder / checkpoint.LOGS) as holder:
+        with pytest.raises(
+            ValueError, match=rf"is being written by another process \(process {holder.pid} on .*--name"
+        ):
+            train(longer)
+        assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+    AcceleratorState._reset_state(reset_partial_state=True)
+    train(longer)
+    assert (folder / "step-00000004").is_dir()

@@ -178,7 +178,8 @@ def origin(settings: argparse.Namespace, found: list[Found]) -> dict[str, Any]:
     digest = hashlib.sha256()
     for each in found:
         for fpath in each.fpaths:
-            digest.update(f"{each.name}\0".encode() + os.fsencode(fpath.name) + f"\0{fpath.stat().st_size}\0".encode())
+            size = fpath.stat().st_size if fpath.exists() else "a link to nothing"
+            digest.update(f"{each.name}\0".encode() + os.fsencode(fpath.name) + f"\0{size}\0".encode())
     keys = ("fit", "validation_share", "seed", "max_frames", "frames_per_shard", "compression")
     return {
         "importer": "data.import_videos",
@@ -259,7 +260,9 @@ def arrange(sources: dict[str, Source], settings: argparse.Namespace) -> list[Fo
     if len(sources) == 1 and settings.validation_share > 0:
         [(name, source)] = sources.items()
         total = source.count(settings.fps)
-        middle = total - max(2, round(total * settings.validation_share))
+        if total < 4:  # two frames at least for each
+            return [Footage(name, "train", 0, total, source, fit, settings.fps)]
+        middle = total - min(max(2, round(total * settings.validation_share)), total - 2)
         return [
             Footage(name, "train", 0, middle, source, fit, settings.fps, 0, middle),
             Footage(name, "validation", 0, total - middle, source, fit, settings.fps, middle, None),

@@ -309,6 +309,42 @@ def test_of_a_single_file_the_end_is_held_out(tmp_path, words, expected):
     assert parts[0] + parts[1] == list(range(0, 20, 20 // expected)) and len(parts[1]) == expected * 3 // 10
 
 
+@pytest.mark.parametrize(
+    "length, words, expected",
+    [
+        (2, (), {"train": [2]}),
+        (3, (), {"train": [3]}),
+        (4, (), {"train": [2], "validation": [2]}),
+        (5, ("--validation_share", "0.9"), {"train": [2], "validation": [3]}),
+        (30, ("--fps", "3"), {"train": [3]}),
+    ],
+)
+def test_a_single_short_file_is_for_training_unless_both_splits_get_two_frames(
+    tmp_path, capsys, length, words, expected
+):
+    write_video(tmp_path / "in" / "film.mp4", greys(length))
+    assert run(tmp_path / "in", tmp_path / "d", *words) == 0
+    splits = info_of(tmp_path / "d")["splits"]
+    assert {split: Episodes(tmp_path / "d", "films", split).lengths.tolist() for split in splits} == expected
+    printed = capsys.readouterr().out
+    assert "skipped" not in printed and ("no split validation" in printed) == ("validation" not in expected)
+
+
+def test_a_single_file_of_one_frame_at_the_rate_asked_for_is_one_line(tmp_path, capsys):
+    write_video(tmp_path / "in" / "film.mp4", greys(30))
+    assert run(tmp_path / "in", tmp_path / "d", "--fps", "1") == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message == "error: none of 1 recordings has two readable frames (film.mp4: it has one frame only)"
+
+
+def test_a_link_to_nothing_is_listed_and_skipped(tmp_path, capsys):
+    write_video(tmp_path / "in" / "film.mp4", greys(6))
+    (tmp_path / "in" / "gone.mp4").symlink_to(tmp_path / "nothing")
+    assert run(tmp_path / "in", tmp_path / "d") == 0
+    assert "1 skipped" in capsys.readouterr().out
+    assert [entry["file"] for entry in info_of(tmp_path / "d")["skipped"]] == ["gone.mp4"]
+
+
 def test_clips_of_an_import_have_frames_and_no_actions(tmp_path):
     write_video(tmp_path / "in" / "a.mp4", greys(12))
     write_video(tmp_path / "in" / "b.mp4", greys(12))

@@ -120,7 +120,7 @@ class Library:
         if not found:
             raise ValueError(
                 f"no world was found below {', '.join(settings.roots)}; train one (bash run.sh "
-                f"--config=quickstart.yaml), or set {settings.group}.model_fpath to a run folder"
+                f"--config=quickstart.yaml), or set {settings.key('model_fpath')} to a run folder"
             )
         return found[0]
 
@@ -132,7 +132,7 @@ class Library:
         return world.to(self._device).eval().requires_grad_(False)
 
     def _chosen(self, path: Path) -> Entry:
-        key = f"{self._settings.group}.model_fpath"
+        key = self._settings.key("model_fpath")
         try:
             fpath = pretrained.resolve_fpath(path)
         except FileNotFoundError as error:

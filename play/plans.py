@@ -33,7 +33,7 @@ def sampling_of(settings: DreamSettings, entry: Entry) -> Sampling:
     """At a temperature, refinement also draws which tokens are kept, as MaskGIT does. Raises ValueError."""
     if settings.inference_steps > 1 and not entry.can_refine:
         raise ValueError(
-            f"dream.inference_steps={settings.inference_steps}: {entry.name} makes one pass a frame "
+            f"{settings.key('inference_steps')}={settings.inference_steps}: {entry.name} makes one pass a frame "
             "(dynamics.rule=next); leave it at 1"
         )
     return Sampling(

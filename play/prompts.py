@@ -58,12 +58,12 @@ def open_held_out(entry: Entry, settings: PlaySettings | DreamSettings) -> Episo
     """The held-out episodes that belong to a world. Raises ValueError or FileNotFoundError in one line."""
     source = source_of(entry, settings)
     if source is None:
-        raise ValueError(f"{entry.name} does not say what data it is for; set {settings.group}.dataset_name")
+        raise ValueError(f"{entry.name} does not say what data it is for; set {settings.key('dataset_name')}")
     splits = read_info(*source)["splits"]
     split = next((split for split in HELD_OUT if split in splits), None)
     if split is None:
         raise ValueError(
-            f"{source[1]} has no {' or '.join(HELD_OUT)} split; set {settings.group}.dataset_name to one that has"
+            f"{source[1]} has no {' or '.join(HELD_OUT)} split; set {settings.key('dataset_name')} to one that has"
         )
     return Episodes(*source, split)
 

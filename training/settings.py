@@ -55,9 +55,13 @@ class Settings:
     def check(self) -> None:
         """Raise `ValueError` when a value is out of range."""
 
+    def key(self, name: str) -> str:
+        """What error messages call a setting."""
+        return f"{self.group}.{name}"
+
     def fail(self, name: str, expected: str) -> typing.NoReturn:
         value = getattr(self, name)
-        raise ValueError(f"{self.group}.{name} is {value!r}, expected {expected}")
+        raise ValueError(f"{self.key(name)} is {value!r}, expected {expected}")
 
     def at_least(self, smallest: float, *names: str) -> None:
         """Fail for each of the named settings that is set and is below `smallest`."""

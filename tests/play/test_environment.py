@@ -1,5 +1,6 @@
 """A world as a Gymnasium environment: the API that RL libraries count on, one dream or many in a batch."""
 
+import re
 import warnings
 
 import gymnasium
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from PIL import Image
 from stable_baselines3 import PPO
 
@@ -111,19 +112,40 @@ def test_any_picture_can_be_the_first_frame(kwargs, tmp_path):
         env.reset(options={"prompt": np.zeros((8, 8))})
 
 
-def test_each_row_of_a_vector_is_a_single_environment_with_its_seed_also_after_a_restart(each):
-    num_envs, num_steps = 3, 2 * MAX_STEPS + 3
+@pytest.mark.parametrize("mode", AutoresetMode)
+def test_each_row_of_a_vector_is_a_single_environment_with_its_seed_also_after_a_restart(each, mode):
+    """In every mode as Gymnasium's own vector of single environments."""
+    num_envs, num_steps = 2, 2 * MAX_STEPS + 3
     actions = np.random.default_rng(0).integers(7, size=(num_steps, num_envs))
-    envs = WorldModelVectorEnv(num_envs, **each)
-    assert envs.metadata["autoreset_mode"] == AutoresetMode.NEXT_STEP
-    together = [envs.reset(seed=7)]
-    together += [envs.step(action) for action in actions]
-    for row in range(num_envs):
-        for got, expected in zip(together, alone(WorldModelEnv(**each), 7 + row, actions[:, row]), strict=True):
-            # Sums of another order may round a pixel to its neighbour.
-            assert np.abs(got[0][row].astype(int) - expected[0]).max() <= 1
-            assert [part[row] for part in got[1:-1]] == list(expected[1:-1])
-            assert all(got[-1][key][row] == value for key, value in expected[-1].items())
+    envs = WorldModelVectorEnv(num_envs, **each, autoreset_mode=mode.value)
+    reference = SyncVectorEnv([lambda: WorldModelEnv(**each)] * num_envs, autoreset_mode=mode)
+    assert envs.metadata["autoreset_mode"] == mode
+    assert_alike(envs.reset(seed=7), reference.reset(seed=7))
+    for action in actions:
+        got, expected = envs.step(action), reference.step(action)
+        assert_alike(got, expected)
+        if mode == AutoresetMode.DISABLED and expected[3].any():
+            with pytest.raises(gymnasium.error.ResetNeeded, match=r"rows \[0, 1\] are over"):
+                envs.step(action)
+            assert_alike(*(env.reset(options={"reset_mask": expected[3].copy()}) for env in (envs, reference)))
+
+
+def assert_alike(got, expected):
+    """Frames, what comes with them, and the infos."""
+    assert_same_picture(got[0], expected[0])
+    for part, of_reference in zip(got[1:-1], expected[1:-1], strict=True):
+        assert part.tolist() == of_reference.tolist()
+    assert set(got[-1]) == set(expected[-1])
+    for key, values in expected[-1].items():
+        if key == "final_obs":
+            assert_same_picture(np.stack(got[-1][key]), np.stack(values))
+        else:
+            assert np.array_equal(got[-1][key], values), key
+
+
+def assert_same_picture(got, expected):
+    """Sums of another order may round a pixel to its neighbour."""
+    assert np.abs(got.astype(int) - expected).max() <= 1
 
 
 def alone(env, seed, actions):
@@ -173,13 +195,15 @@ def test_frames_handed_out_are_never_written_to_again(kwargs):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"model_fpath": "nowhere"}, "dream.model_fpath=nowhere: no weights at nowhere"),
-        ({"dataset": "nowhere/levels"}, "dataset_name=levels: no"),
+        ({"model_fpath": "nowhere"}, "model_fpath=nowhere: no weights at nowhere"),
+        ({"dataset": "nowhere/levels"}, "dataset=nowhere/levels is no data set; set dataset to the folder of one"),
+        ({"temperature": -1}, "temperature is -1.0, expected a value of at least 0"),
+        ({"model_fpath": None, "roots": ["nowhere"]}, "or set model_fpath to a run folder"),
         ({"max_steps": 0}, "max_steps is 0, expected at least 1"),
         ({"render_mode": "human"}, "render_mode is 'human', expected rgb_array"),
         ({"windows": 3}, "windows is not a setting of an environment; known are roots"),
-        ({"window": 0}, "dream.window is 0, expected a value of at least 1"),
-        ({"inference_steps": 4}, "guided makes one pass a frame"),
+        ({"window": 0}, "window is 0, expected a value of at least 1"),
+        ({"inference_steps": 4}, "inference_steps=4: guided makes one pass a frame"),
         ({"device": "cuda:77"}, "device is 'cuda:77'"),
     ],
 )
@@ -187,6 +211,12 @@ def test_bad_arguments_are_one_line(kwargs, changes, message):
     with pytest.raises((ValueError, OSError)) as caught:
         WorldModelEnv(**kwargs | changes)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert not re.search(r"(dream|play)\.|dataset_name|dpath", str(caught.value)), "its caller has no such key"
+
+
+def test_an_autoreset_mode_that_gymnasium_does_not_know_is_refused(kwargs):
+    with pytest.raises(ValueError, match="autoreset_mode is 'Later', expected one of NextStep, SameStep, Disabled"):
+        WorldModelVectorEnv(2, **kwargs, autoreset_mode="Later")
 
 
 def test_steps_before_a_reset_and_unknown_actions_are_refused(kwargs):

@@ -4,7 +4,6 @@ import asyncio
 import json
 import logging
 import time
-from collections import deque
 from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -12,13 +11,12 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from play import messages
 from play.hall import Hall
 from play.library import Entry, Loaded
+from play.pacing import Pace
 from play.player import Player, Shown
 from play.recording import encode
 
-MOST_UNDER_WAY = 2  # frames that the player has not yet drawn
 MOST_STEPS = 100  # that one message may ask for
 TRY_AGAIN_LATER, INTERNAL_ERROR, GOING_AWAY = 1013, 1011, 1001  # close codes of RFC 6455
-FPS_FRAMES = 16  # that the measured rate is taken over
 log = logging.getLogger("play")
 
 
@@ -35,11 +33,10 @@ class Connection:
         self._loaded: Loaded | None = None
         self._action = 0
         self._is_playing, self._steps_wanted = False, 0
-        self._under_way: deque[int] = deque()
+        self._pace = Pace()
         self._changed = asyncio.Event()  # something that the dream may wait for
         self._turn = asyncio.Lock()  # one thing at a time happens to the dream
         self._sending = asyncio.Lock()
-        self._shown_at: deque[float] = deque(maxlen=FPS_FRAMES)
         self._encoding: set[asyncio.Task] = set()
         self._last_input = time.monotonic()
         self._handlers = {
@@ -53,6 +50,7 @@ class Connection:
             "settings": self._set,
             "record": self._record,
             "ack": self._acknowledge,
+            "here": self._stay,
         }
 
     async def serve(self) -> None:
@@ -99,7 +97,7 @@ class Connection:
     # ---------------------------------------------------------------------------------------------------- what comes
 
     async def _listen(self) -> None:
-        """Take messages until the player leaves, or has pressed nothing for too long."""
+        """Take messages until the player leaves, or nobody seems to be there for too long."""
         idle = self._hall.settings.idle_seconds
         while True:
             try:
@@ -142,8 +140,7 @@ class Connection:
             world = await hall.aside(hall.describe, entry)
             self._player = await hall.compute(hall.begin, self._loaded, prompt, wishes, with_reality)
             self._action = world["neutral"]
-            self._under_way.clear()
-            self._shown_at.clear()
+            self._pace.begin()
             shown = self._player.now
             await self._send(
                 {
@@ -166,7 +163,7 @@ class Connection:
     async def _play(self, message: dict[str, Any]) -> None:
         self._dreamer()
         self._is_playing, self._steps_wanted = True, 0
-        self._shown_at.clear()
+        self._pace.measure_anew()
 
     async def _pause(self, message: dict[str, Any]) -> None:
         self._dreamer()
@@ -190,7 +187,7 @@ class Connection:
 
     async def _go_back(self, shown: Shown) -> None:
         self._steps_wanted = 0
-        self._shown_at.clear()
+        self._pace.measure_anew()
         await self._send({"type": "rewound", "n": shown.number, "rewindable": self._dreamer().num_rewindable})
         await self._show(shown)
 
@@ -210,12 +207,10 @@ class Connection:
                 self._finish_recording()
 
     async def _acknowledge(self, message: dict[str, Any]) -> None:
-        """All frames up to the last of this number have been drawn; numbers repeat after going back."""
-        number = messages.whole(message, "n", None, 0, 2**53)
-        for _ in range(len(self._under_way)):
-            if number not in self._under_way:
-                break
-            self._under_way.popleft()
+        self._pace.drawn(messages.whole(message, "n", None, 0, 2**53))
+
+    async def _stay(self, message: dict[str, Any]) -> None:
+        """Somebody is there and presses nothing new, as with a key that is held down."""
 
     def _dreamer(self) -> Player:
         if self._player is None:
@@ -226,15 +221,14 @@ class Connection:
 
     async def _dream(self) -> None:
         try:
-            due = 0.0
             while True:
                 if not self._may_step():
                     self._changed.clear()
                     await self._changed.wait()
-                elif self._is_playing and (early := due - time.monotonic()) > 0:
+                elif self._is_playing and (early := self._pace.seconds_left()) > 0:
                     await asyncio.sleep(early)
                 else:
-                    due = max(due, time.monotonic() - 1 / self._dreamer().wishes.fps) + 1 / self._dreamer().wishes.fps
+                    self._pace.set_out(self._dreamer().wishes.fps)
                     await self._next_frame()
         except Gone:
             pass
@@ -243,7 +237,7 @@ class Connection:
 
     def _may_step(self) -> bool:
         wants = self._is_playing or self._steps_wanted > 0
-        return wants and self._player is not None and len(self._under_way) < MOST_UNDER_WAY
+        return wants and self._player is not None and self._pace.has_room
 
     async def _next_frame(self) -> None:
         async with self._turn:
@@ -256,13 +250,8 @@ class Connection:
                 self._finish_recording()
 
     async def _show(self, shown: Shown) -> None:
-        self._shown_at.append(time.monotonic())
-        self._under_way.append(shown.number)
-        await self._send(messages.pack(shown, self._measured_fps(), self._dreamer().num_rewindable))
-
-    def _measured_fps(self) -> float | None:
-        seconds = self._shown_at[-1] - self._shown_at[0]
-        return round((len(self._shown_at) - 1) / seconds, 2) if seconds > 0 else None
+        self._pace.sent(shown.number)
+        await self._send(messages.pack(shown, self._pace.fps(), self._dreamer().num_rewindable))
 
     def _finish_recording(self) -> None:
         film, fps = self._dreamer().take_film(), self._dreamer().wishes.fps

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 
 from data_generation.environment import COINRUN_ACTIONS, Game
-from play import latent_actions, messages
+from play import arrows, latent_actions, messages
 from play.latent_actions import LatentActionNames
 from play.library import Entry, Library, Loaded, NoRoomError
 from play.player import Player, Wishes
@@ -23,21 +23,6 @@ T = TypeVar("T")
 SMALLEST_FPS = 0.5
 HIGHEST_TEMPERATURE = 5.0
 ASIDE_THREADS = 3  # for disks and pictures: loading, decoding, encoding
-# The keys of an action, by the names that CoinRun's and Procgen's action sets use.
-KEYS = {
-    "NOOP": "",
-    "RIGHT": "ArrowRight",
-    "LEFT": "ArrowLeft",
-    "JUMP": "ArrowUp",
-    "UP": "ArrowUp",
-    "DOWN": "ArrowDown",
-    "RIGHT_JUMP": "ArrowRight+ArrowUp",
-    "RIGHT_UP": "ArrowRight+ArrowUp",
-    "LEFT_JUMP": "ArrowLeft+ArrowUp",
-    "LEFT_UP": "ArrowLeft+ArrowUp",
-    "RIGHT_DOWN": "ArrowRight+ArrowDown",
-    "LEFT_DOWN": "ArrowLeft+ArrowDown",
-}
 
 
 class Hall:
@@ -95,7 +80,7 @@ class Hall:
     def load(self, entry: Entry) -> Loaded:
         """A world for one more player; of a latent one it is first found out what its actions do."""
         loaded = self.library.take(entry)
-        if entry.is_latent and self.names(entry).counts is None:
+        if entry.is_latent and not self.names(entry).is_of(entry.trained_steps):
             self._find_out_actions(loaded)
         return loaded
 
@@ -103,7 +88,14 @@ class Hall:
         entry = loaded.entry
         try:
             episodes = open_held_out(entry, self.settings)
-            known = latent_actions.measure(self.names(entry), loaded.world, episodes, self.window(entry))
+            known = latent_actions.measure(
+                self.names(entry),
+                loaded.world,
+                episodes,
+                self.window(entry),
+                frame_skip=entry.frame_skip,
+                step=entry.trained_steps,
+            )
         except (ValueError, OSError):
             return  # no data to find it out from: actions keep their numbers
         self.name_actions(entry, known)
@@ -194,7 +186,7 @@ class Hall:
     def describe(self, entry: Entry) -> dict[str, Any]:
         """A world, as the page needs it."""
         names = self.action_names(entry)
-        keys = {} if entry.is_latent else {KEYS[name]: index for index, name in enumerate(names) if name in KEYS}
+        keys = self.names(entry).pressed() if entry.is_latent else arrows.bindings(names, range(len(names)))
         return {
             "id": entry.id,
             "name": entry.name,
@@ -205,7 +197,7 @@ class Hall:
             "num_actions": entry.num_actions,
             "action_names": names,
             "suggested_names": self.names(entry).suggested() if entry.is_latent else None,
-            "neutral": self.names(entry).neutral() if entry.is_latent else keys.get("", 0),
+            "neutral": keys.get("", 0),
             "keys": keys,
             "has_reality": self.game(entry) is not None,
         }
@@ -237,6 +229,7 @@ class Hall:
                 "max_sessions": settings.max_sessions,
                 "max_rewind": settings.max_rewind,
                 "record_seconds": settings.record_seconds,
+                "idle_seconds": settings.idle_seconds,
                 "name_length": latent_actions.LONGEST_NAME,
             },
             "sessions": self.num_players,

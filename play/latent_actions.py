@@ -1,17 +1,22 @@
 """What a world's latent actions do: names that people gave, and the real actions they go together with.
 
-`latent_actions.json` lies in the run folder:
+`latent_actions.json` lies in the run folder. Evaluations write it, too (`training/latent_tables.py` has the map):
     num_actions      latent actions
     names            one text for each, given by a person, or null
+    keys             the latent action that real keys press, {"ArrowRight": 5, ..., "": 2}, "" for no key; or null
     real_names       names of the real actions that were counted, or null
-    real_of_latent   for each latent action the real one that it was read off most often (null: never seen), or null
-    latent_of_real   for each real action the latent one that was read off it most often (null: never taken), or null
+    real_of_latent   for each latent action the real one that it stands for, or null
+    latent_of_real   for each real action the latent one that stands for it most purely, or null
     counts           [latent][real] transitions of held-out episodes, or null
+    num_labelled     of these, from which real_of_latent and latent_of_real were learned: at most 200; or null
+    step             training steps of the weights that were looked at, or null
+Of a run that was trained on all but the names is found out anew.
 """
 
 import json
 import threading
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +26,13 @@ import torch
 from data.clips import ClipDataset
 from data.episodes import Episodes, write_json
 from models.genie_redux import WorldModel
+from play import arrows
+from training import latent_tables
 
-FILE = "latent_actions.json"
+FILE = latent_tables.FILE
 LONGEST_NAME = 24
 NUM_CLIPS = 64  # that are looked at; each gives window - 1 transitions
+CLIPS_AT_ONCE = 16
 _writing = threading.Lock()
 
 
@@ -34,10 +42,17 @@ class LatentActionNames:
 
     num_actions: int
     names: list[str] | None = None
+    keys: dict[str, int] | None = None
     real_names: list[str] | None = None
-    real_of_latent: list[int | None] | None = None
-    latent_of_real: list[int | None] | None = None
+    real_of_latent: list[int] | None = None
+    latent_of_real: list[int] | None = None
     counts: list[list[int]] | None = None
+    num_labelled: int | None = None
+    step: int | None = None
+
+    def is_of(self, step: int) -> bool:
+        """Whether the table is there, and of weights that were trained for so many steps."""
+        return self.counts is not None and (self.step or 0) == step
 
     def shown(self) -> list[str]:
         """What the page calls the actions: as a person named them, else after the real actions, else by number."""
@@ -64,11 +79,18 @@ class LatentActionNames:
             for index, name in enumerate(names)
         ]
 
-    def neutral(self) -> int:
-        """What is taken while no key is held: the latent action that goes with doing nothing."""
-        if self.real_names and self.latent_of_real and "NOOP" in self.real_names:
-            return self.latent_of_real[self.real_names.index("NOOP")] or 0
-        return 0
+    def pressed(self) -> dict[str, int]:
+        """The latent action of each combination of arrows, "" for none: as people named them, else as the map says."""
+        found = self.found_keys() if self.keys is None else self.keys
+        return found | arrows.bindings(self.names or [], range(len(self.names or [])))
+
+    def found_keys(self) -> dict[str, int]:
+        """What the map says of the real actions that were seen at all."""
+        if self.real_names is None or self.latent_of_real is None or self.counts is None:
+            return {}
+        is_seen = np.array(self.counts).any(axis=0)
+        latents = [latent if seen else None for latent, seen in zip(self.latent_of_real, is_seen, strict=True)]
+        return arrows.bindings(self.real_names, latents)
 
 
 def read(folder: Path, num_actions: int) -> LatentActionNames:
@@ -78,15 +100,31 @@ def read(folder: Path, num_actions: int) -> LatentActionNames:
         return LatentActionNames(num_actions)
     try:
         content = json.loads(fpath.read_text(encoding="utf-8"))
-        known = LatentActionNames(**{key: content.get(key) for key in LatentActionNames.__dataclass_fields__})
-        fits = known.num_actions == num_actions and all(
-            part is None or len(part) == num_actions for part in (known.names, known.real_of_latent, known.counts)
-        )
+        known = LatentActionNames(**{field.name: content.get(field.name) for field in fields(LatentActionNames)})
+        if isinstance(known.names, dict):  # evaluations once wrote the real actions there; no person gave these
+            known = replace(known, names=None)
+        fits = known.num_actions == num_actions and all(_fits(known))
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{fpath} is not readable ({error}); delete it") from None
     if not fits:
         raise ValueError(f"{fpath} is not for {num_actions} latent actions; delete it")
     return known
+
+
+def _fits(known: LatentActionNames) -> Iterator[bool]:
+    """Whether the parts that are there belong to so many latent actions, and to each other."""
+    num_latent, num_real = known.num_actions, len(known.real_names or [])
+    if known.names is not None:
+        yield len(known.names) == num_latent and all(isinstance(name, str) for name in known.names)
+    if known.keys is not None:
+        yield all(0 <= action < num_latent for action in known.keys.values())
+    if known.real_of_latent is not None:
+        yield len(known.real_of_latent) == num_latent
+    if known.latent_of_real is not None:
+        yield len(known.latent_of_real) == num_real
+        yield all(latent is None or 0 <= latent < num_latent for latent in known.latent_of_real)
+    if known.counts is not None:
+        yield np.shape(known.counts) == (num_latent, num_real)
 
 
 def write(folder: Path, known: LatentActionNames) -> bool:
@@ -115,30 +153,35 @@ def checked_names(names: Any, num_actions: int) -> list[str] | None:
 
 
 @torch.no_grad()
-def measure(known: LatentActionNames, world: WorldModel, episodes: Episodes, num_frames: int) -> LatentActionNames:
+def measure(
+    known: LatentActionNames,
+    world: WorldModel,
+    episodes: Episodes,
+    num_frames: int,
+    *,
+    frame_skip: int,
+    step: int,
+) -> LatentActionNames:
     """Count which real actions a latent world's action model reads off held-out clips, and as what.
 
-    Raises ValueError where the data set has no actions or other frames.
+    frame_skip: the world sees every how-manieth frame; the action at the first of those it skips counts. step: of its
+    training. Raises ValueError where the data set has no actions, other frames, or no episode that is long enough.
     """
     if not episodes.has_actions or tuple(episodes.image_size) != tuple(world.image_size):
         raise ValueError(f"{episodes.name} has no actions to compare with, or frames of another size")
     root = episodes.fpaths[0].parent.parent
-    dataset = ClipDataset(root, episodes.name, episodes.split, num_frames, seq_step=num_frames)
-    chosen = np.linspace(0, len(dataset) - 1, min(NUM_CLIPS, len(dataset))).astype(np.int64)
+    sizes = {"frame_skip": frame_skip, "seq_step": (num_frames - 1) * frame_skip + 1}
+    dataset = ClipDataset(root, episodes.name, episodes.split, num_frames, **sizes)
+    chosen = latent_tables.spread(len(dataset), NUM_CLIPS)
     device = next(world.parameters()).device
-    counts = np.zeros((known.num_actions, episodes.num_actions), np.int64)
-    for index in chosen:
-        clip = dataset.batch(np.array([index])).to(device)
-        np.add.at(counts, (world.infer(clip).flatten().cpu().numpy(), clip.actions.flatten().cpu().numpy()), 1)
-    return replace(
-        known,
-        real_names=list(episodes.action_names),
-        real_of_latent=_most(counts),
-        latent_of_real=_most(counts.T),
-        counts=counts.tolist(),
+    codes, actions = [], []
+    for start in range(0, len(chosen), CLIPS_AT_ONCE):
+        clip = dataset.batch(np.array(chosen[start : start + CLIPS_AT_ONCE])).to(device)
+        codes.append(world.infer(clip).cpu().numpy())
+        actions.append(clip.actions.cpu().numpy())
+    table = latent_tables.tables(
+        np.concatenate(codes), np.concatenate(actions), known.num_actions, episodes.num_actions
     )
-
-
-def _most(counts: np.ndarray) -> list[int | None]:
-    """The index of each row's largest count, None for a row of zeros."""
-    return [int(row.argmax()) if row.any() else None for row in counts]
+    parts = {key: table[key] for key in ("real_of_latent", "latent_of_real", "counts", "num_labelled")}
+    found = replace(known, real_names=list(episodes.action_names), **parts, step=step)
+    return replace(found, keys=found.found_keys())

@@ -150,7 +150,7 @@ class Pages:
             raise ValueError("only latent actions can be named; this world's have names")
         names = latent_actions.checked_names(message.get("names"), entry.num_actions)
         saved = await hall.aside(hall.rename, entry, names)
-        return JSONResponse({"saved": saved, "action_names": hall.action_names(entry)})
+        return JSONResponse({"saved": saved, "world": hall.describe(entry)})
 
     async def recording(self, request: Request) -> Response:
         film = self._hall.recordings.get(request.path_params["name"])

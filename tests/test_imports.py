@@ -15,7 +15,7 @@ ALLOWED = {
     "training": ("data", "models", "play"),
     "play": (
         *("models", "data", "data_generation.environment"),
-        *("training.checkpoint", "training.settings", "training.video"),
+        *("training.checkpoint", "training.latent_tables", "training.settings", "training.video"),
     ),
 }
 FILES = [file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py"))]

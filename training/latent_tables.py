@@ -4,6 +4,7 @@ A latent world never sees recorded actions. Only here are they put beside the co
 measure the codes and to make the world playable with real keys.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -157,11 +158,11 @@ def spread(total: int, count: int) -> list[int]:
 def write_map(folder: Path, model_fpath: str, table: dict, names: list[str]) -> None:
     """`latent_actions.json` in the evaluation's folder, and in the run folder of the weights if they lie in one.
 
-    names: of the recorded actions. A run folder that cannot be written to is left alone.
+    names: of the recorded actions. Names that people gave to latent actions in the run folder stay there. A run folder
+    that cannot be written to is left alone. `play/latent_actions.py` says what the keys mean.
     """
     content = {
         "num_actions": len(table["real_of_latent"]),
-        "names": {str(code): names[action] for code, action in enumerate(table["real_of_latent"])},
         "real_names": names,
         **{key: table[key] for key in ("real_of_latent", "latent_of_real", "counts", "num_labelled")},
         "step": pretrained.read_header(model_fpath)["metadata"].get("step"),
@@ -169,7 +170,17 @@ def write_map(folder: Path, model_fpath: str, table: dict, names: list[str]) -> 
     write_json(folder / FILE, content)
     step_dpath = pretrained.resolve_fpath(model_fpath).parent
     if step_dpath.name.startswith("step-"):
+        fpath = step_dpath.parent / FILE
         try:
-            write_json(step_dpath.parent / FILE, content)
+            write_json(fpath, content | {"names": _given_names(fpath, content["num_actions"])})
         except OSError as error:
             print(f"{step_dpath.parent} cannot be written to ({error.strerror}): {FILE} lies only in {folder}")
+
+
+def _given_names(fpath: Path, num_codes: int) -> list[str] | None:
+    """What people called the latent actions in a file that is about to be replaced; None where they did not."""
+    try:
+        given = json.loads(fpath.read_text(encoding="utf-8"))["names"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # there is no such file, or none that anybody could read names off
+    return given if isinstance(given, list) and len(given) == num_codes else None

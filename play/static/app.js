@@ -5,13 +5,16 @@ import { Held, bindingsOf } from "./controls.js";
 import { listenForKeys } from "./keyboard.js";
 import { Pad, shown } from "./pad.js";
 import { Gallery, listenForPictures } from "./prompts.js";
-import { notice, setStatus, showError, showKeys } from "./said.js";
+import { Presence } from "./presence.js";
+import { Recorder } from "./recorder.js";
+import { notice, setStatus, showError, showKeys, showWaiting } from "./said.js";
+import { SamplingForm } from "./sampling.js";
 import { Sketch } from "./sketch.js";
 import { View } from "./view.js";
+import { described, haveSamePad, listWorlds } from "./worlds.js";
 
 const $ = (id) => document.getElementById(id);
 const SLOW_START = 250; // ms after which it is said that a world is being loaded
-const UNNAMED = /^action \d+$/; // what the server calls an action that has no name
 
 let info = null; // what the server offers
 let world = null; // the one of info.worlds that is played
@@ -20,7 +23,6 @@ let wantsPlay = !matchMedia("(prefers-reduced-motion: reduce)").matches;
 let isLive = false; // a dream is there, and the server listens
 let unanswered = 0; // starts that the server has not answered: frames until then belong to an older dream
 let told = null; // the action that the server holds
-let isRecording = false;
 let slowStart = 0;
 
 const isMoving = () => wantsPlay && isLive;
@@ -29,11 +31,15 @@ const connection = new Connection({ ask, connected, message, frame: receive, wai
 const held = new Held(tellAction);
 const pad = new Pad($("pad"), held, { isMoving, saveNames });
 const gallery = new Gallery($("gallery"), (chosen) => begin(chosen));
+const sampling = new SamplingForm({ changed: (settings) => tell("settings", settings), reseeded: reset });
+const recorder = new Recorder((on) => tell("record", { on }));
+const presence = new Presence(() => held.isAny, () => tell("here"));
 const sketch = new Sketch($("sketch"), { used: give, picture: () => $("dream") });
 
-/** Tells the server, if there is a dream that this is about. */
+/** Tells the server, if there is a dream that this is about; whether there is. */
 function tell(type, fields) {
   if (isLive) connection.send(type, fields);
+  return isLive;
 }
 
 // ------------------------------------------------------------------------------------------------ the line
@@ -49,7 +55,7 @@ async function ask(id = world?.id) {
 function connected(fresh) {
   const isFirst = info === null;
   take(fresh);
-  if (isFirst) showSettings(info.defaults);
+  if (isFirst) sampling.set(info.defaults);
   begin(gallery.find(prompt?.id) ?? gallery.first);
 }
 
@@ -57,26 +63,16 @@ function waiting(state, seconds, reason) {
   isLive = false;
   unanswered = 0;
   clearTimeout(slowStart);
-  setRecording(false);
-  const again = seconds === null ? "" : ` Next try in ${Math.max(1, Math.round(seconds))} s.`;
-  const [status, text] = {
-    connecting: ["connecting", "Connecting…"],
-    busy: ["busy", `All ${reason?.max_sessions} places are taken.${again}`],
-    idle: ["away", "Nothing was pressed for a while, so your place was given to others."],
-    gone: ["no server", `The server does not answer.${again}`],
-  }[state];
-  setStatus(state, status);
+  recorder.forget();
   // A short break shows the last frame on; only what has to be waited for covers it.
-  if (state === "connecting" && !view.isEmpty) return;
-  notice(text, { connecting: "", idle: "Go on" }[state] ?? "Try now");
-  if (state === "idle") $("notice-button").focus();
+  showWaiting(state, seconds, reason, state !== "connecting" || view.isEmpty);
 }
 
 function message(message) {
   const answers = {
     started: () => started(message),
     error: () => failed(message.message),
-    recording: () => recorded(message),
+    recording: () => recorder.done(message),
     rewound: () => view.cut(message.n),
   };
   answers[message.type]?.();
@@ -98,33 +94,18 @@ function failed(text) {
 function take(fresh) {
   info = fresh;
   gallery.limits = info.limits;
-  const shared = sharedFolder(info.worlds.map(({ name }) => name)).length;
-  $("world").replaceChildren(...info.worlds.map(({ id, name }) => new Option(name.slice(shared), id)));
-  $("world").disabled = info.worlds.length < 2;
-  $("world").value = info.current;
+  presence.expect(info.limits.idle_seconds);
+  listWorlds(info.worlds, info.current);
   gallery.show(info.prompts);
-  $("speed").max = info.defaults.max_fps;
   describe(info.worlds.find(({ id }) => id === info.current));
-}
-
-/** The folders that all worlds lie in, which is not worth the room that it takes on a phone. */
-function sharedFolder(names) {
-  const isShared = (folder) => names.length > 1 && names.every((name) => name.startsWith(folder));
-  const folders = [...names[0].matchAll(/\//g)].map(({ index }) => names[0].slice(0, index + 1));
-  return folders.filter(isShared).at(-1) ?? "";
 }
 
 /** What is known of the world that is played: `fresh` may tell more of the same one. */
 function describe(fresh) {
-  const named = (names) => names?.map((name) => (UNNAMED.test(name) ? "" : name)) ?? null;
-  const before = world && JSON.stringify([world.id, world.action_names, world.neutral]);
-  world = { ...fresh, action_names: named(fresh.action_names), suggested_names: named(fresh.suggested_names) };
-  world.name_length = info.limits.name_length ?? 24;
-  $("steps").max = world.max_steps;
-  $("steps").disabled = world.max_steps === 1;
-  $("steps").title = world.max_steps === 1 ? "This world makes one pass per frame" : "";
-  showOutputs();
-  if (before !== JSON.stringify([world.id, world.action_names, world.neutral])) showPad();
+  const before = world;
+  world = { ...described(fresh), name_length: info.limits.name_length };
+  sampling.limit({ max_fps: info.defaults.max_fps, max_steps: world.max_steps });
+  if (!haveSamePad(before, world)) showPad();
 }
 
 async function choose(id) {
@@ -134,22 +115,20 @@ async function choose(id) {
   } catch {
     return connection.open();
   }
-  $("steps").value = info.defaults.steps;
-  showOutputs();
+  sampling.set({ steps: info.defaults.steps });
   begin(gallery.find(prompt?.id) ?? gallery.first);
 }
 
 function showPad() {
   const bindings = bindingsOf(world);
-  held.use(bindings, world.neutral ?? 0);
+  held.use(bindings, world.neutral);
   pad.show(world, bindings);
   showKeys(world, bindings.length > 0);
 }
 
 /** Begins a dream, from `from` or again from the same first frame. */
 function begin(from = prompt) {
-  if (isRecording) tell("record", { on: false });
-  setRecording(false);
+  recorder.finish();
   prompt = from;
   gallery.mark(prompt?.id);
   const hasTruth = world.has_reality && (prompt?.level ?? null) !== null;
@@ -159,8 +138,8 @@ function begin(from = prompt) {
   unanswered += 1;
   setStatus("starting");
   const isWanted = hasTruth && $("with-reality").checked;
-  const seed = Number($("seed").value) || 0;
-  connection.send("start", { world: world.id, prompt: prompt?.id ?? null, seed, reality: isWanted, ...settings() });
+  const { seed, settings } = sampling;
+  connection.send("start", { world: world.id, prompt: prompt?.id ?? null, seed, reality: isWanted, ...settings });
   clearTimeout(slowStart);
   slowStart = setTimeout(() => notice("Loading the world…"), SLOW_START);
 }
@@ -195,7 +174,7 @@ async function saveNames(names) {
     const reply = (await answer?.json().catch(() => null)) ?? {};
     if (!answer?.ok) return showError(reply.error ?? "The names were not saved: the server does not answer.");
     if (reply.saved === false) showError("The names last until the server ends: the world's folder cannot be written to.");
-    describe({ ...world, action_names: reply.action_names ?? names });
+    describe({ ...world, ...reply.world });
   }
   showPad();
 }
@@ -218,7 +197,7 @@ function nameOf(action) {
 // ------------------------------------------------------------------------------------------------ steering
 
 function tellAction(action, wishes = null) {
-  if (wishes) pad.light(wishes);
+  if (wishes) pad.light(wishes, action);
   if (action === told || !isLive) return;
   told = action;
   tell("action", { action });
@@ -253,52 +232,8 @@ function drag() {
 
 /** From the first frame again, with the seed that is set now. */
 function reset() {
-  tell("settings", { seed: Number($("seed").value) || 0 });
+  tell("settings", { seed: sampling.seed });
   tell("reset");
-}
-
-function setRecording(isOn) {
-  isRecording = isOn;
-  $("record").setAttribute("aria-pressed", String(isOn));
-  $("record-label").textContent = isOn ? "Stop" : "Record";
-}
-
-function record() {
-  if (!isLive) return;
-  setRecording(!isRecording);
-  tell("record", { on: isRecording });
-  if (isRecording) $("recording").hidden = true;
-}
-
-function recorded({ gif, mp4, frames }) {
-  setRecording(false);
-  $("recording").hidden = !gif && !mp4;
-  $("recording-text").textContent = `${frames} frames`;
-  $("recording-picture").hidden = !gif;
-  if (gif) $("recording-picture").src = $("gif").href = gif;
-  if (mp4) $("mp4").href = mp4;
-  $("gif").hidden = !gif;
-  $("mp4").hidden = !mp4;
-}
-
-// ------------------------------------------------------------------------------------------------ settings
-
-function settings() {
-  return { steps: Number($("steps").value), temperature: Number($("temperature").value), fps: Number($("speed").value) };
-}
-
-function showSettings({ steps, temperature, fps, seed }) {
-  $("steps").value = steps;
-  $("temperature").value = temperature;
-  $("speed").value = fps;
-  $("seed").value = seed;
-  showOutputs();
-}
-
-function showOutputs() {
-  for (const output of document.querySelectorAll("#settings output")) {
-    output.textContent = $(output.htmlFor.value).value;
-  }
 }
 
 function fullscreen() {
@@ -312,8 +247,6 @@ $("play").onclick = () => setPlaying(!wantsPlay);
 $("step").onclick = step;
 $("back").onclick = () => rewind(1);
 $("reset").onclick = reset;
-$("record").onclick = record;
-$("recording-close").onclick = () => ($("recording").hidden = true);
 $("fullscreen").onclick = fullscreen;
 $("fullscreen").hidden = !document.fullscreenEnabled;
 $("rewind").oninput = drag;
@@ -324,16 +257,7 @@ $("draw").onclick = () => {
   sketch.open();
 };
 $("with-reality").onchange = () => begin();
-$("seed").onchange = reset;
-$("dice").onclick = () => {
-  $("seed").value = Math.floor(Math.random() * 1_000_000);
-  reset();
-};
 $("world").onchange = () => choose($("world").value);
-for (const id of ["temperature", "steps", "speed"]) {
-  $(id).oninput = showOutputs;
-  $(id).onchange = () => tell("settings", settings());
-}
 listenForPictures($("upload"), $("dropping"), give);
 listenForKeys(
   held,

@@ -2,23 +2,12 @@
 
 const ARROWS = ["ArrowUp", "ArrowDown", "ArrowLeft", "ArrowRight"];
 const SAME_PLACE = { KeyW: "ArrowUp", KeyA: "ArrowLeft", KeyS: "ArrowDown", KeyD: "ArrowRight" };
-const WORDS = { UP: "ArrowUp", JUMP: "ArrowUp", DOWN: "ArrowDown", LEFT: "ArrowLeft", RIGHT: "ArrowRight" };
 const LONGEST_TAP = 500; // ms that a key let go of too soon to be seen by a frame is held on
 
-/** The arrows that an action name such as RIGHT_JUMP or "left + up" asks for, null where it is none of them. */
-function arrowsOf(name) {
-  const words = name.toUpperCase().split(/[^A-Z]+/).filter(Boolean);
-  const arrows = words.map((word) => WORDS[word]);
-  return arrows.length && arrows.every(Boolean) ? arrows : null;
-}
-
-/** [{arrows, action}]: what the server says, else what the names of the actions say. */
+/** [{arrows, action}]: which arrows, held together, press which action. */
 export function bindingsOf(world) {
-  const told = Object.entries(world.keys ?? {}).map(([keys, action]) => ({ arrows: keys.split("+"), action }));
-  const named = world.action_names.map((name, action) => ({ arrows: arrowsOf(name ?? ""), action }));
-  const known = told.filter(({ arrows }) => arrows.every((key) => ARROWS.includes(key)));
-  const taken = new Set(known.map(({ arrows }) => [...arrows].sort().join()));
-  return [...known, ...named.filter(({ arrows }) => arrows && !taken.has([...arrows].sort().join()))];
+  const told = Object.entries(world.keys).map(([keys, action]) => ({ arrows: keys.split("+"), action }));
+  return told.filter(({ arrows }) => arrows.every((key) => ARROWS.includes(key)));
 }
 
 /** "ArrowLeft", or "#2" for the action with index 2, or null for a key that plays nothing. */
@@ -80,6 +69,11 @@ export class Held {
   clear() {
     for (const source of [...this.#wishes.keys()]) this.#forget(source);
     this.#tell();
+  }
+
+  /** Whether anything is held. */
+  get isAny() {
+    return this.#wishes.size > 0;
   }
 
   action() {

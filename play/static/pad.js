@@ -7,6 +7,15 @@ const SIGNS = {
   ArrowUp: ["Up", "M5 15l7-8 7 8z"],
 };
 
+const POINTS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+const DIRECTIONS = ["↖↑↗", "← →", "↙↓↘"];
+
+/** "↗" for right and up together. */
+function direction(arrows) {
+  const along = (axis) => Math.sign(arrows.reduce((sum, arrow) => sum + POINTS[arrow][axis], 0));
+  return DIRECTIONS[1 + along(1)][1 + along(0)];
+}
+
 /** An action's name as it is shown: it may break into lines. */
 export function shown(name) {
   return (name ?? "").replaceAll("_", " ");
@@ -46,14 +55,18 @@ export class Pad {
 
   show(world, bindings) {
     const arrows = new Set(bindings.flatMap((binding) => binding.arrows));
-    const hasArrows = world.kind === "guided" && arrows.size > 0;
-    this.#element.className = hasArrows ? "arrows" : "numbers";
-    this.#element.replaceChildren(...(hasArrows ? this.#arrows(arrows) : this.#numbers(world)));
+    const hasArrows = arrows.size > 0;
+    const hasNumbers = world.kind === "latent" || !hasArrows;
+    this.#element.className = [hasArrows && "arrows", hasNumbers && "numbers"].filter(Boolean).join(" ");
+    const parts = [...(hasArrows ? this.#arrows(arrows) : []), ...(hasNumbers ? this.#numbers(world, bindings) : [])];
+    this.#element.replaceChildren(...parts);
   }
 
-  light(wishes) {
+  /** Lights the pressed wishes, and the action that they press. */
+  light(wishes, action) {
+    const pressed = new Set(wishes.size ? [...wishes, `#${action}`] : []);
     for (const button of this.#element.querySelectorAll("[data-wish]")) {
-      button.classList.toggle("down", wishes.has(button.dataset.wish));
+      button.classList.toggle("down", pressed.has(button.dataset.wish));
     }
   }
 
@@ -68,10 +81,14 @@ export class Pad {
     return [make("div", { className: "cluster" }, ...sides), make("div", { className: "cluster" }, button("ArrowUp"))];
   }
 
-  #numbers(world) {
+  /** A numbered button for each action, with its name and the arrows that press it. */
+  #numbers(world, bindings) {
     const buttons = world.action_names.map((name, action) => {
       const label = make("span", { className: "name", textContent: shown(name) });
-      const button = make("button", { type: "button" }, make("b", { textContent: action + 1 }), label);
+      const keys = bindings.filter((binding) => binding.action === action).map(({ arrows }) => direction(arrows));
+      const pressed = make("span", { className: "keys", textContent: keys.join(" ") });
+      const number = make("span", {}, make("b", { textContent: action + 1 }), pressed);
+      const button = make("button", { type: "button" }, number, label);
       button.dataset.wish = `#${action}`;
       return button;
     });

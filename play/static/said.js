@@ -18,6 +18,21 @@ export function notice(text, button = "") {
   $("notice-button").hidden = !button;
 }
 
+/** There is no line to the server: why, and when the next try is. `covers`: whether that is said over the dream. */
+export function showWaiting(state, seconds, reason, covers) {
+  const again = seconds === null ? "" : ` Next try in ${Math.max(1, Math.round(seconds))} s.`;
+  const [status, text] = {
+    connecting: ["connecting", "Connecting…"],
+    busy: ["busy", `All ${reason?.max_sessions} places are taken.${again}`],
+    idle: ["away", "Nothing was pressed for a while, so your place was given to others."],
+    gone: ["no server", `The server does not answer.${again}`],
+  }[state];
+  setStatus(state, status);
+  if (!covers) return;
+  notice(text, { connecting: "", idle: "Go on" }[state] ?? "Try now");
+  if (state === "idle") $("notice-button").focus();
+}
+
 /** One line that goes away by itself; an empty one at once. */
 export function showError(text) {
   clearTimeout(errorTimer);

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from play.connection import MOST_UNDER_WAY
+from play.pacing import MOST_UNDER_WAY
 from play.server import HEADERS, LARGEST_MESSAGE, STATIC, Guard, hosts_of, listen
 from tests.play.stage import LONG, Client, info, serving, settings_for
 
@@ -130,6 +130,15 @@ def test_a_player_who_presses_nothing_gives_the_place_up(root):
             message = client.receive()
         assert message == {"type": "idle", "seconds": 0.5}
         wait_until(lambda: hall.num_players == 0)
+
+
+def test_a_player_who_says_to_be_there_keeps_the_place_without_pressing_anything_new(root):
+    with serving(settings_for(root, idle_seconds=0.5)) as (url, _), Client(url) as client:
+        client.start(fps=20)
+        client.send("play")
+        for number in range(1, 25):  # more than a second
+            assert client.frame()["n"] == number
+            client.send("here")
 
 
 def test_the_server_stops_while_somebody_plays(root):

@@ -104,10 +104,14 @@ def test_the_map_is_written_beside_the_evaluation_and_into_the_run_folder(tmp_pa
     (tmp_path / "evaluation").mkdir()
     latent_tables.write_map(tmp_path / "evaluation", str(tmp_path / "run"), table, ["left", "stay", "right"])
     written = [json.loads((tmp_path / name / latent_tables.FILE).read_text()) for name in ("evaluation", "run")]
-    assert written[0] == written[1]
-    assert written[0]["names"] == {"0": "right", "1": "left"}
+    assert written[0] | {"names": None} == written[1]
     assert written[0]["real_of_latent"] == [2, 0] and written[0]["latent_of_real"][2] == 0
     assert written[0]["num_actions"] == 2 and written[0]["step"] == 7
+    assert written[0]["real_names"] == ["left", "stay", "right"]
+    given = tmp_path / "run" / latent_tables.FILE
+    given.write_text(json.dumps(written[1] | {"names": ["fly", "swim"], "counts": [[9]]}))
+    latent_tables.write_map(tmp_path / "evaluation", str(tmp_path / "run"), table, ["left", "stay", "right"])
+    assert json.loads(given.read_text()) == written[1] | {"names": ["fly", "swim"]}, "what people wrote stays"
 
 
 def test_numbers_are_spread_evenly():

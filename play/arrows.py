@@ -23,10 +23,10 @@ def keys_of(name: str) -> str | None:
     return "+".join(arrow for arrow in ARROWS if arrow in arrows)
 
 
-def bindings(names: Iterable[str], actions: Iterable[int | None]) -> dict[str, int]:
-    """The action that each combination of arrows presses: of equal ones the first. None has no action."""
+def bindings(names: Iterable[str], actions: Iterable[int]) -> dict[str, int]:
+    """The action that each combination of arrows presses: of equal ones the first."""
     found: dict[str, int] = {}
     for name, action in zip(names, actions, strict=True):
-        if (keys := keys_of(name)) is not None and action is not None:
+        if (keys := keys_of(name)) is not None:
             found.setdefault(keys, action)
     return found

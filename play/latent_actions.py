@@ -2,7 +2,7 @@
 
 `latent_actions.json` lies in the run folder. Evaluations write it, too (`training/latent_tables.py` has the map):
     num_actions      latent actions
-    names            one text for each, given by a person, or null
+    names            one text for each, given by a person, "" where none was; or null
     keys             the latent action that real keys press, {"ArrowRight": 5, ..., "": 2}, "" for no key; or null
     real_names       names of the real actions that were counted, or null
     real_of_latent   for each latent action the real one that it stands for, or null
@@ -56,24 +56,26 @@ class LatentActionNames:
 
     def shown(self) -> list[str]:
         """What the page calls the actions: as a person named them, else after the real actions, else by number."""
-        return self.names or self.suggested()
+        given = self.names or [""] * self.num_actions
+        return [name or suggested for name, suggested in zip(given, self.suggested(), strict=True)]
 
     def suggested(self) -> list[str]:
-        """Each named after the real action that it stands out with, numbered where several do with the same.
+        """Each named after the real action whose keys press it, else after the one that it stands out with.
 
-        That is the real action that adds most to what the latent one says about real ones (the mutual information);
-        the most frequent one would often only say which action is taken most at all.
+        Numbered where several have the same. What it stands out with is the real action that adds most to what the
+        latent one says about real ones (the mutual information); the most frequent one would often only say which
+        action is taken most at all.
         """
-        plain = [f"action {index}" for index in range(self.num_actions)]
+        names = [f"action {index}" for index in range(self.num_actions)]
         if self.counts is None or self.real_names is None:
-            return plain
+            return names
         counts = np.array(self.counts, dtype=float)
         by_chance = counts.sum(axis=1, keepdims=True) * counts.sum(axis=0) / max(1, counts.sum())
         said = counts * np.log(np.maximum(counts, 1) / np.maximum(by_chance, 1e-9))
-        names = [
-            self.real_names[told.argmax()] if row.any() else plain[index]
-            for index, (row, told) in enumerate(zip(counts, said, strict=True))
-        ]
+        for index in np.flatnonzero(counts.any(axis=1)):
+            names[index] = self.real_names[said[index].argmax()]
+        for name, latent in reversed(list(self._map())):  # of several keys that press it the first one names it
+            names[latent] = name
         return [
             f"{name} {names[:index].count(name) + 1}" if names.count(name) > 1 else name
             for index, name in enumerate(names)
@@ -85,12 +87,18 @@ class LatentActionNames:
         return found | arrows.bindings(self.names or [], range(len(self.names or [])))
 
     def found_keys(self) -> dict[str, int]:
-        """What the map says of the real actions that were seen at all."""
+        """What the map says of the real actions that arrows stand for."""
+        pairs = list(self._map())
+        return arrows.bindings([name for name, _ in pairs], [latent for _, latent in pairs])
+
+    def _map(self) -> Iterator[tuple[str, int]]:
+        """Real actions that were seen at all, and the latent one for each."""
         if self.real_names is None or self.latent_of_real is None or self.counts is None:
-            return {}
+            return
         is_seen = np.array(self.counts).any(axis=0)
-        latents = [latent if seen else None for latent, seen in zip(self.latent_of_real, is_seen, strict=True)]
-        return arrows.bindings(self.real_names, latents)
+        for name, latent, seen in zip(self.real_names, self.latent_of_real, is_seen, strict=True):
+            if seen and latent is not None:
+                yield name, latent
 
 
 def read(folder: Path, num_actions: int) -> LatentActionNames:
@@ -138,7 +146,7 @@ def write(folder: Path, known: LatentActionNames) -> bool:
 
 
 def checked_names(names: Any, num_actions: int) -> list[str] | None:
-    """Names as a stranger sent them; None or only blanks take them back. Raises ValueError in one line."""
+    """Names as a stranger sent them, "" for none; only blanks take them all back. Raises ValueError in one line."""
     if names is None:
         return None
     if not isinstance(names, list) or len(names) != num_actions or not all(isinstance(name, str) for name in names):
@@ -147,9 +155,7 @@ def checked_names(names: Any, num_actions: int) -> list[str] | None:
     for name in names:
         if len(name) > LONGEST_NAME or not name.isprintable():
             raise ValueError(f"a name must be of at most {LONGEST_NAME} printable characters")
-    if not any(names):
-        return None
-    return [name or f"action {index}" for index, name in enumerate(names)]
+    return names if any(names) else None
 
 
 @torch.no_grad()

@@ -121,11 +121,14 @@ def learn_map(labelled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(real action of each code, code of each real action) from counts (codes, actions) of labelled transitions.
 
     A code stands for its most frequent action, a code never seen for the most frequent one of all. A real key presses
-    the code that most purely stands for its action; one is added to every count, so that few labels prove little.
+    the code that most purely stands for its action, and never one that was not seen. To every code so many labels of
+    the usual mixture are added as there are actions, so that few labels prove little, of rare actions, too.
     """
-    real_of_latent = np.where(labelled.sum(1) > 0, labelled.argmax(1), labelled.sum(0).argmax())
-    shares = (labelled + 1) / (labelled + 1).sum(1, keepdims=True)
-    return real_of_latent, shares.argmax(0)
+    is_seen, num_actions = labelled.sum(1) > 0, labelled.shape[1]
+    real_of_latent = np.where(is_seen, labelled.argmax(1), labelled.sum(0).argmax())
+    usual = labelled.sum(0) / max(1, labelled.sum())
+    shares = (labelled + num_actions * usual) / (labelled.sum(1, keepdims=True) + num_actions)
+    return real_of_latent, np.where(is_seen[:, None], shares, -1).argmax(0)
 
 
 def mutual_information(counts: np.ndarray) -> float:

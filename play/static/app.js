@@ -159,6 +159,7 @@ function started(message) {
 
 async function give(file) {
   if (!world) return;
+  showError("");
   try {
     await gallery.give(file);
   } catch (error) {
@@ -188,6 +189,7 @@ function receive(frame) {
   }
   held.shown(frame.action);
   view.receive(frame);
+  recorder.tick();
 }
 
 function nameOf(action) {

@@ -114,16 +114,17 @@ export class Pad {
   #edit(world) {
     const suggested = world.suggested_names ?? [];
     const fields = world.action_names.map((name, action) => {
-      const field = make("input", { type: "text", value: name ?? "", maxLength: world.name_length, autocomplete: "off" });
-      field.placeholder = suggested[action] ?? `action ${action + 1}`;
+      const field = make("input", { type: "text", maxLength: world.name_length, autocomplete: "off" });
+      field.value = name === suggested[action] ? "" : name;
+      field.placeholder = shown(suggested[action]) || `action ${action + 1}`;
       return field;
     });
     const rows = fields.map((field, action) => make("label", {}, make("b", { textContent: action + 1 }), field));
     const save = make("button", { type: "submit", className: "strong", textContent: "Save names" });
     const cancel = make("button", { type: "button", textContent: "Cancel" });
-    const suggest = make("button", { type: "button", textContent: "Suggest", hidden: !suggested.some(Boolean) });
-    suggest.title = "Names from the actions that were really taken";
-    suggest.onclick = () => fields.forEach((field, action) => (field.value = suggested[action] ?? field.value));
+    const suggest = make("button", { type: "button", textContent: "As suggested", hidden: !suggested.some(Boolean) });
+    suggest.title = "After the actions that were really taken";
+    suggest.onclick = () => fields.forEach((field) => (field.value = ""));
     cancel.onclick = () => this.#saveNames(null);
     const grid = make("div", { className: "grid" }, ...rows);
     const form = make("form", {}, grid, make("div", { className: "row" }, save, suggest, cancel));

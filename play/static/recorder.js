@@ -5,6 +5,7 @@ const $ = (id) => document.getElementById(id);
 export class Recorder {
   #tell;
   #isOn = false;
+  #began = 0;
 
   /** tell(on) asks the server to begin or end; it answers whether there is a dream to record. */
   constructor(tell) {
@@ -24,6 +25,11 @@ export class Recorder {
     this.#show(false);
   }
 
+  /** A frame was shown: how long the film is by now. */
+  tick() {
+    if (this.#isOn) $("record-label").textContent = `Stop ${Math.round((performance.now() - this.#began) / 1000)} s`;
+  }
+
   /** A film is there, which also comes by itself when it is full. */
   done({ gif, mp4, frames }) {
     this.#show(false);
@@ -41,6 +47,7 @@ export class Recorder {
 
   #show(isOn) {
     this.#isOn = isOn;
+    this.#began = performance.now();
     $("record").setAttribute("aria-pressed", String(isOn));
     $("record-label").textContent = isOn ? "Stop" : "Record";
   }

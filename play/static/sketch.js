@@ -15,6 +15,7 @@ const COLOURS = {
   White: "#ffffff",
 };
 const UNDO_STEPS = 20;
+const DOT = 0.01; // a line of no length is not drawn, and a tap is to leave a dot
 
 /** A dialog to draw in. used(blob) is called with the drawing as PNG, picture() gives the canvas to copy from. */
 export class Sketch {
@@ -104,7 +105,7 @@ export class Sketch {
     this.#context.lineCap = "round";
     this.#context.beginPath();
     this.#context.moveTo(...from);
-    this.#context.lineTo(...to);
+    this.#context.lineTo(to[0] + DOT, to[1]);
     this.#context.stroke();
   }
 

@@ -1,15 +1,9 @@
 """The page to play in, as a person meets it: the real server, worlds trained for a second, a real browser."""
 
-import base64
-import io
 import os
 import re
-import select
-import shutil
 import subprocess
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,19 +11,28 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from play.latent_actions import read
 from tests.e2e import tiny_worlds
 from tests.e2e.bridge import Bridge
+from tests.e2e.page import (
+    CHROMIUM,
+    PHONE,
+    SECONDS,
+    address_of,
+    finger_on,
+    frame,
+    opened,
+    pause,
+    picture,
+    step,
+    switch_to,
+    text,
+    until,
+)
+from tests.play.stage import serving, settings_for
 
 ROOT = Path(__file__).resolve().parents[2]
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; on Debian: apt-get install chromium")
-
-LAPTOP = {"viewport": {"width": 1280, "height": 800}}
-PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
-SECONDS = 30  # that anything may take on a busy machine
-
-
-# ---------------------------------------------------------------------------------------------------- server and page
 
 
 @pytest.fixture(scope="module")
@@ -53,16 +56,6 @@ def server(folder) -> Iterator[str]:
         process.wait(timeout=SECONDS)
 
 
-def address_of(process: subprocess.Popen) -> str:
-    """The address that the server prints as soon as it listens."""
-    printed, deadline = "", time.monotonic() + 2 * SECONDS
-    while "play at" not in printed:
-        assert time.monotonic() < deadline and process.poll() is None, printed
-        if select.select([process.stdout], [], [], 1)[0]:
-            printed += os.read(process.stdout.fileno(), 4096).decode()
-    return re.search(r"play at (http://\S+)", printed)[1]
-
-
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as driver:
@@ -72,73 +65,12 @@ def browser() -> Iterator[Browser]:
         chromium.close()
 
 
-@contextmanager
-def opened(browser: Browser, address: str, device: dict = LAPTOP, *, tolerated: str = "(?!)") -> Iterator[Page]:
-    """The page on a device. Afterwards: nothing came from elsewhere, and no error was seen but those `tolerated`."""
-    context = browser.new_context(**device, accept_downloads=True)
-    page, problems, hosts = context.new_page(), [], set()
-    page.on("console", lambda message: message.type in ("error", "warning") and problems.append(message.text))
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    context.on("request", lambda request: hosts.add(request.url.split("/")[2]))
-    page.goto(address)
-    try:
-        yield page
-    finally:
-        context.close()
-    assert [problem for problem in problems if not re.search(tolerated, problem)] == []
-    assert hosts <= {address.split("/")[2], ""}  # blob: has no host
-
-
 @pytest.fixture
 def page(browser, server) -> Iterator[Page]:
     """A laptop on which the guided world has begun to play."""
     with opened(browser, server) as page:
         until(page, lambda: frame(page) > 1)
         yield page
-
-
-def until(page: Page, holds) -> None:
-    """Wait for something to become true; the page's policy forbids what Playwright itself would wait with."""
-    deadline = time.monotonic() + SECONDS
-    while not holds():
-        assert time.monotonic() < deadline, page.locator("body").inner_text()
-        page.wait_for_timeout(20)
-
-
-def text(page: Page, selector: str) -> str:
-    return page.locator(selector).inner_text()
-
-
-def frame(page: Page) -> int:
-    return int(text(page, "#frame"))
-
-
-def picture(page: Page, selector: str = "#dream") -> np.ndarray:
-    """(H, W, 3) uint8: what the canvas shows."""
-    url = page.evaluate("(selector) => document.querySelector(selector).toDataURL()", selector)
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGB"))
-
-
-def pause(page: Page) -> None:
-    page.keyboard.press("Space")
-    until(page, lambda: text(page, "#status") == "paused")
-    page.wait_for_timeout(150)  # frames that were under way
-
-
-def step(page: Page) -> np.ndarray:
-    """One frame on, while paused."""
-    before = frame(page)
-    page.keyboard.press(".")
-    until(page, lambda: frame(page) == before + 1)
-    return picture(page)
-
-
-def switch_to(page: Page, name: str) -> None:
-    page.select_option("#world", label=name)
-    until(page, lambda: text(page, "#status") == "playing" and page.locator("#notice").is_hidden() and frame(page) > 1)
-
-
-# ------------------------------------------------------------------------------------------------------------- claims
 
 
 def test_keys_choose_the_action_and_two_arrows_a_diagonal(page):
@@ -288,8 +220,10 @@ def test_a_sketch_becomes_the_first_frame(page):
     page.mouse.down()
     page.mouse.move(paper["x"] + paper["width"] - 10, middle, steps=4)
     page.mouse.up()
+    page.mouse.click(paper["x"] + paper["width"] / 2, paper["y"] + paper["height"] - 10)  # a dot
     page.locator("#use").click()
     until(page, lambda: frame(page) == 0 and tuple(picture(page)[2, 2]) == (0xF6, 0xC9, 0x45))
+    assert tuple(picture(page)[62, 32]) == (0x15, 0x17, 0x1A)
     assert tuple(picture(page)[32, 32]) == (0x15, 0x17, 0x1A)
 
 
@@ -309,20 +243,37 @@ def test_a_recording_is_downloaded_as_gif_and_mp4(page, tmp_path):
     assert (tmp_path / "dream.mp4").read_bytes()[4:8] == b"ftyp"
 
 
+def test_arrows_play_a_latent_world_that_nobody_named_yet(page, folder):
+    """As the map from real to latent actions says, which was learned from the levels at hand."""
+    switch_to(page, "genie_redux")
+    known = read(folder / "outputs" / "genie_redux" / "genie_redux", 7)
+    assert {"", "ArrowRight", "ArrowUp"} <= set(known.keys) and known.num_labelled
+    for key, sign in (("ArrowUp", "↑"), ("d", "→")):
+        button = page.locator("#pad [data-wish]", has=page.locator(".keys", has_text=sign))
+        page.keyboard.down(key)
+        until(page, lambda button=button: text(page, "#doing") == button.locator(".name").inner_text())
+        assert "down" in button.get_attribute("class")
+        page.keyboard.up(key)
+
+
 def test_latent_actions_have_numbers_and_names_that_last(page, server, browser):
     switch_to(page, "genie_redux")
     assert page.locator("#pad [data-wish]").count() == 7 and page.locator("#reality-view").is_hidden()
     page.locator("#edit-names").click()
     page.locator("#pad input").nth(2).fill("fly away")
+    page.locator("#pad input").nth(4).fill("go right")
+    page.locator("#pad input").nth(6).fill("right")
     page.keyboard.press("Enter")
     until(page, lambda: "fly away" in text(page, "#pad"))
-    page.keyboard.down("3")
-    until(page, lambda: text(page, "#doing") == "fly away")
-    page.keyboard.up("3")
+    for key, name, number in (("3", "fly away", 3), ("ArrowRight", "right", 7)):
+        page.keyboard.down(key)
+        until(page, lambda name=name: text(page, "#doing") == name)
+        assert page.locator("#pad .down b").all_inner_texts() == [str(number)]
+        page.keyboard.up(key)
     page.reload()
     until(page, lambda: frame(page) > 1)
     switch_to(page, "genie_redux")
-    assert "fly away" in text(page, "#pad")
+    assert "fly away" in text(page, "#pad") and "→" in text(page, "#pad [data-wish='#6']")
     switch_to(page, "genie_redux_guided")
     assert page.locator("#pad.arrows").is_visible()
 
@@ -344,12 +295,6 @@ def test_two_thumbs_on_a_phone_press_two_buttons_and_slide_between_them(browser,
             until(page, lambda name=name: page.locator("#doing").text_content() == name)
 
 
-def finger_on(page: Page, name: str) -> dict[str, float]:
-    """A touch in the middle of a button."""
-    box = page.get_by_role("button", name=name, exact=True).bounding_box()
-    return {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2, "id": round(box["x"])}
-
-
 def test_who_finds_all_places_taken_gets_in_when_one_is_free(browser, server, page):
     with opened(browser, server) as second:
         until(second, lambda: frame(second) > 1)
@@ -359,6 +304,21 @@ def test_who_finds_all_places_taken_gets_in_when_one_is_free(browser, server, pa
             second.wait_for_timeout(200)  # the server hears of it
             third.locator("#notice-button").click()
             until(third, lambda: frame(third) > 1)
+
+
+def test_who_holds_a_key_down_is_there_and_who_lets_go_of_all_is_not(browser, folder):
+    idle_seconds = 2.5
+    world = folder / "outputs" / "genie_redux_guided" / "genie_redux_guided"
+    settings = settings_for(folder, model_fpath=str(world), idle_seconds=idle_seconds, fps=5.0)
+    with serving(settings) as (address, _), opened(browser, address) as page:
+        until(page, lambda: frame(page) > 1)
+        page.keyboard.down("ArrowRight")
+        page.wait_for_timeout(2000 * idle_seconds)
+        assert text(page, "#status") == "playing" and text(page, "#doing") == "RIGHT"
+        page.keyboard.up("ArrowRight")
+        until(page, lambda: "your place was given to others" in text(page, "#notice"))
+        page.locator("#notice-button").click()
+        until(page, lambda: text(page, "#status") == "playing" and frame(page) > 1)
 
 
 def test_a_lost_server_is_found_again(browser, server):

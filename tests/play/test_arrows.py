@@ -37,5 +37,5 @@ def test_every_action_of_coinrun_has_keys_and_of_procgen_the_moves():
     assert len(bindings(PROCGEN_BUTTONS, range(15))) == 9
 
 
-def test_of_two_actions_with_the_same_keys_the_first_is_pressed_and_none_where_none_is_known():
-    assert bindings(["up", "JUMP", "left"], [4, 2, None]) == {"ArrowUp": 4}
+def test_of_two_actions_with_the_same_keys_the_first_is_pressed():
+    assert bindings(["up", "JUMP", "shout"], [4, 2, 0]) == {"ArrowUp": 4}

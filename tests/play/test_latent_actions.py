@@ -35,7 +35,8 @@ def copied(root, tmp_path):
 
 
 def test_suggested_names_are_those_of_the_real_actions():
-    assert COUNTED.shown() == ["RIGHT 1", "action 1", "RIGHT 2", "NOOP"]
+    assert COUNTED.shown() == ["RIGHT", "action 1", "LEFT", "NOOP"], "as the map presses them"
+    assert replace(COUNTED, latent_of_real=None).shown() == ["RIGHT 1", "action 1", "RIGHT 2", "NOOP"]
     assert LatentActionNames(2).shown() == ["action 0", "action 1"]
     assert LatentActionNames(2, names=["a", "b"]).shown() == ["a", "b"]
     mostly_right = {"real_names": ["NOOP", "RIGHT"], "counts": [[30, 60], [10, 100]]}
@@ -112,9 +113,10 @@ def test_names_that_a_player_gives_are_written_beside_the_world_and_can_be_taken
             return answer["world"]
 
         names = ["jump", "  to the\tright ", "ünter 右", "", "d", "e", "f"]
-        kept = ["jump", "to the right", "ünter 右", "action 3", "d", "e", "f"]
+        kept = ["jump", "to the right", "ünter 右", "", "d", "e", "f"]
         named = rename(names)
-        assert named["action_names"] == json.loads(fpath.read_text())["names"] == kept
+        assert json.loads(fpath.read_text())["names"] == kept
+        assert named["action_names"] == [*kept[:3], "action 3", *kept[4:]]
         assert named["keys"] == {"ArrowUp": 0}
         assert rename([""] * 7)["action_names"] == [f"action {index}" for index in range(7)]
         assert json.loads(fpath.read_text())["names"] is None
@@ -187,5 +189,6 @@ def test_real_actions_that_an_evaluation_once_wrote_as_names_are_no_names(tmp_pa
     assert read(tmp_path, 2).names is None
 
 
-def test_blank_names_get_their_number():
-    assert checked_names(["", " a "], 2) == ["action 0", "a"] and checked_names(None, 2) is None
+def test_blank_names_leave_the_suggested_ones():
+    assert checked_names(["", " a ", "", " "], 4) == ["", "a", "", ""] and checked_names(None, 2) is None
+    assert replace(COUNTED, names=["", "a", "", ""]).shown() == ["RIGHT", "a", "LEFT", "NOOP"]

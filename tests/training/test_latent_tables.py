@@ -70,6 +70,8 @@ def test_unseen_codes_stand_for_the_most_frequent_action_and_keys_press_the_pure
     real_of_latent, latent_of_real = learn_map(labelled)
     assert real_of_latent.tolist() == [0, 1, 0]
     assert latent_of_real[:2].tolist() == [0, 1]  # code 0 has more of action 1, but means action 0
+    rare = np.array([[0, 0, 0], [50, 40, 4], [50, 50, 0]])
+    assert learn_map(rare)[1].tolist() == [1, 2, 1]  # a code that was never seen says nothing of a rare action
 
 
 def test_joint_counts_are_codes_by_actions():

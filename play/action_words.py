@@ -18,6 +18,11 @@ def names_of(entry: Entry, settings: DreamSettings) -> list[str]:
     return names if len(names) == entry.num_actions else [f"action {index}" for index in range(entry.num_actions)]
 
 
+def real_names_of(entry: Entry) -> dict[str, int]:
+    """The latent action for each real one, as the map of a latent world says; of a guided world none."""
+    return latent_actions.read(entry.folder, entry.num_actions).mapped() if entry.is_latent else {}
+
+
 def _recorded(entry: Entry, settings: DreamSettings) -> list[str] | None:
     source = source_of(entry, settings)
     try:
@@ -26,14 +31,17 @@ def _recorded(entry: Entry, settings: DreamSettings) -> list[str] | None:
         return None  # a world is played without its data set, too
 
 
-def parse(text: str, names: list[str]) -> list[int]:
-    """Indices of the actions in a text. Raises ValueError in one line that lists what there is."""
+def parse(text: str, names: list[str], real_names: dict[str, int]) -> list[int]:
+    """Indices of the actions in a text, of which `real_names` are other words for some.
+
+    Raises ValueError in one line that lists what there is.
+    """
     indices: list[int] = []
     for word in text.split(","):
         name, count = _repeated(word.strip())
         if count is None or len(indices) + count > MOST:
             raise ValueError(f"dream.actions: {word.strip()!r} is not ACTION or ACTION*COUNT, such as 1*10")
-        indices += [_index(name, names)] * count
+        indices += [_index(name, names, real_names)] * count
     return indices
 
 
@@ -46,11 +54,14 @@ def _repeated(word: str) -> tuple[str, int | None]:
     return name.strip(), int(count) if count.isdecimal() and 0 < int(count) <= MOST else None
 
 
-def _index(name: str, names: list[str]) -> int:
+def _index(name: str, names: list[str], real_names: dict[str, int]) -> int:
     if name.isdecimal() and int(name) < len(names):
         return int(name)
     folded = [known.casefold() for known in names]
     if name.casefold() in folded:
         return folded.index(name.casefold())
+    for real_name, action in real_names.items():
+        if name.casefold() == real_name.casefold():
+            return action
     known = ", ".join(f"{index} {known}" for index, known in enumerate(names))
     raise ValueError(f"dream.actions: {name!r} is not an action of this world; it has {known}; or random, inferred")

@@ -74,7 +74,7 @@ class LatentActionNames:
         said = counts * np.log(np.maximum(counts, 1) / np.maximum(by_chance, 1e-9))
         for index in np.flatnonzero(counts.any(axis=1)):
             names[index] = self.real_names[said[index].argmax()]
-        for name, latent in reversed(list(self._map())):  # of several keys that press it the first one names it
+        for name, latent in reversed(self.mapped().items()):  # of several that press it the first one names it
             names[latent] = name
         return [
             f"{name} {names[:index].count(name) + 1}" if names.count(name) > 1 else name
@@ -88,17 +88,15 @@ class LatentActionNames:
 
     def found_keys(self) -> dict[str, int]:
         """What the map says of the real actions that arrows stand for."""
-        pairs = list(self._map())
-        return arrows.bindings([name for name, _ in pairs], [latent for _, latent in pairs])
+        return arrows.bindings(self.mapped(), self.mapped().values())
 
-    def _map(self) -> Iterator[tuple[str, int]]:
-        """Real actions that were seen at all, and the latent one for each."""
+    def mapped(self) -> dict[str, int]:
+        """The latent action for each real one that was seen at all."""
         if self.real_names is None or self.latent_of_real is None or self.counts is None:
-            return
+            return {}
         is_seen = np.array(self.counts).any(axis=0)
-        for name, latent, seen in zip(self.real_names, self.latent_of_real, is_seen, strict=True):
-            if seen and latent is not None:
-                yield name, latent
+        pairs = zip(self.real_names, self.latent_of_real, is_seen, strict=True)
+        return {name: latent for name, latent, seen in pairs if seen and latent is not None}
 
 
 def read(folder: Path, num_actions: int) -> LatentActionNames:

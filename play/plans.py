@@ -104,11 +104,11 @@ def is_inferred(settings: DreamSettings) -> bool:
     return settings.actions == INFERRED or settings.actions_from is not None
 
 
-def written_actions(settings: DreamSettings, names: list[str]) -> np.ndarray:
-    """(K,) actions that the settings say, repeated to the end, or drawn uniformly."""
+def written_actions(settings: DreamSettings, names: list[str], real_names: dict[str, int]) -> np.ndarray:
+    """(K,) actions that the settings say, repeated to the end, or drawn uniformly. The names as in `action_words`."""
     if settings.actions in (None, RANDOM):
         return np.random.default_rng(settings.seed).integers(len(names), size=settings.num_frames)
-    written = action_words.parse(settings.actions, names)
+    written = action_words.parse(settings.actions, names, real_names)
     return np.array(list(islice(cycle(written), settings.num_frames)), dtype=np.int64)
 
 

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from tests.e2e.page import (
     until,
 )
 from tests.play.stage import serving, settings_for
+from training.settings import PlaySettings
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; on Debian: apt-get install chromium")
@@ -306,11 +308,15 @@ def test_who_finds_all_places_taken_gets_in_when_one_is_free(browser, server, pa
             until(third, lambda: frame(third) > 1)
 
 
+def with_settings(folder: Path, **changes) -> PlaySettings:
+    """Of a server within the test."""
+    world = folder / "outputs" / "genie_redux_guided" / "genie_redux_guided"
+    return settings_for(folder, model_fpath=str(world), fps=5.0, **changes)
+
+
 def test_who_holds_a_key_down_is_there_and_who_lets_go_of_all_is_not(browser, folder):
     idle_seconds = 2.5
-    world = folder / "outputs" / "genie_redux_guided" / "genie_redux_guided"
-    settings = settings_for(folder, model_fpath=str(world), idle_seconds=idle_seconds, fps=5.0)
-    with serving(settings) as (address, _), opened(browser, address) as page:
+    with serving(with_settings(folder, idle_seconds=idle_seconds)) as (address, _), opened(browser, address) as page:
         until(page, lambda: frame(page) > 1)
         page.keyboard.down("ArrowRight")
         page.wait_for_timeout(2000 * idle_seconds)
@@ -332,3 +338,21 @@ def test_a_lost_server_is_found_again(browser, server):
         until(page, lambda: text(page, "#status") == "playing" and page.locator("#notice").is_hidden())
         before = frame(page)
         until(page, lambda: frame(page) > before)
+
+
+def test_a_server_that_was_started_anew_knows_no_pictures_of_before_and_is_played_on(browser, folder, tmp_path):
+    Image.new("RGB", (64, 64), (200, 30, 60)).save(tmp_path / "red.png")
+    with ExitStack() as server:
+        address, _ = server.enter_context(serving(with_settings(folder)))
+        with opened(browser, address, tolerated="ERR_CONNECTION|WebSocket|40[04]") as page:
+            until(page, lambda: frame(page) > 1)
+            page.set_input_files("#upload", tmp_path / "red.png")
+            until(page, lambda: page.locator("#gallery [title='Your picture']").count() == 1 and frame(page) > 1)
+            server.close()
+            until(page, lambda: "The server does not answer" in text(page, "#notice"))
+            port = int(address.rpartition(":")[2].strip("/"))
+            server.enter_context(serving(with_settings(folder, port=port)))
+            until(page, lambda: text(page, "#status") == "playing" and page.locator("#notice").is_hidden())
+            assert page.locator("#gallery [title='Your picture']").count() == 0
+            before = frame(page)
+            until(page, lambda: frame(page) > before)

@@ -1,6 +1,7 @@
 """`--mode=dream` as a user runs it: from a picture, a video or an episode to a film."""
 
 import shutil
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -190,6 +191,15 @@ def test_names_that_people_gave_latent_actions_are_understood(run, drawn, root, 
     assert drawn[0].actions == ["stay", "stay", "go, fast", "other 2"]
 
 
+def test_real_actions_steer_a_latent_world_through_its_map(run, drawn, root, tmp_path):
+    world = tmp_path / "mapped"
+    shutil.copytree(root / "outputs" / LATENT, world)
+    known = LatentActionNames(7, real_names=["NOOP", "RIGHT"], latent_of_real=[2, 5], counts=[[1, 1]] * 7)
+    latent_actions.write(world, replace(known, names=["a", "b", "c", "d", "e", "f", "g"]))
+    run(model_fpath=world, actions="Right*2,NOOP,b", num_frames=4)
+    assert drawn[0].actions == ["f", "f", "c", "b"]
+
+
 def test_a_world_of_skipped_frames_sees_episodes_as_it_was_trained(run, drawn, root, tmp_path):
     make_world(tmp_path, "skipping", "genie_redux_guided", train__frame_skip=2)
     run(model_fpath=tmp_path / "outputs" / "skipping", prompt="dataset:0", actions="inferred", num_frames=3)
@@ -228,7 +238,7 @@ def test_progress_is_shown(root, tmp_path, capsys):
     ],
 )
 def test_actions_are_written_as_numbers_names_and_repetitions(text, expected):
-    assert parse(text, NAMES) == expected
+    assert parse(text, NAMES, {}) == expected
 
 
 @pytest.mark.parametrize(
@@ -244,7 +254,7 @@ def test_actions_are_written_as_numbers_names_and_repetitions(text, expected):
 )
 def test_words_that_are_no_actions_are_named(text, message):
     with pytest.raises(ValueError, match=message):
-        parse(text, NAMES)
+        parse(text, NAMES, {})
 
 
 def test_a_list_and_a_single_number_are_actions_too():

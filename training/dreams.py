@@ -30,7 +30,9 @@ def names_of_actions(model: nn.Module, dataset: ClipDataset) -> list[str] | None
         return None
     if model.is_latent:
         return [f"action {index}" for index in range(model.num_actions)]
-    return list(dataset.episodes.action_names)
+    names = list(dataset.episodes.action_names)
+    # A world may know more actions than the data that it is shown.
+    return names + [f"action {index}" for index in range(len(names), model.num_actions)]
 
 
 def samples_of(drawn: Drawn, numbers: list[int], wanted: set[int], action_names: list[str] | None) -> list[Sample]:

@@ -21,26 +21,27 @@ from data.episodes import write_json
 from models import pretrained
 from training import dreams, embedding, latent_tables, messages, preparation, report, tables
 from training.rollouts import precision
-from training.rows import Networks
+from training.rows import ENDINGS, Networks
 from training.scorers import TokenizerScorer, WorldScorer
 from training.settings import EvalSettings
 from training.video import Sample
 from training.weight_files import ALEXNET, I3D, INCEPTION, content_digits
 
 # Every result has these keys, null where a metric is undefined; `metrics.json` keeps their order.
-ROW = ("psnr", "psnr_ci95", "psnr_by_horizon", "psnr_by_horizon_ci95", "ssim", "ssim_ci95", "ssim_by_horizon",
-       "lpips", "lpips_ci95", "lpips_by_horizon")  # fmt: skip
+ROW = tuple(f"{metric}{ending}" for metric in ("psnr", "ssim", "lpips") for ending in ENDINGS)
 DISTANCES = ("fid", "fid_nearest", "fvd")
 BESIDE = ("copy_last_", "ceiling_")
 SCHEMA = (
     *ROW,
-    "delta_psnr", "delta_psnr_ci95", "delta_psnr_by_horizon", "delta_psnr_last", "delta_psnr_last_ci95",
+    "delta_psnr", "delta_psnr_ci95", "delta_psnr_by_horizon", "delta_psnr_by_horizon_ci95",
+    "delta_psnr_last", "delta_psnr_last_ci95",
     "psnr_gain_h2_10", "psnr_gain_h2_10_ci95",
-    *DISTANCES, *(f"{row}{name}" for row in (*BESIDE, "real_") for name in DISTANCES),
+    *(f"{name}{ending}" for name in DISTANCES for ending in ("", "_ci95")),
+    *(f"{row}{name}" for row in (*BESIDE, "real_") for name in DISTANCES),
     *(f"{row}{key}" for row in (*BESIDE, "random_actions_") for key in ROW),
-    "action_following", "action_following_ci95", "action_following_real", "ceiling_action_following",
-    "action_following_majority",
-    "action_error_ratio", "latent_actions", "action_usage",
+    "action_following", "action_following_ci95", "action_following_real", "action_following_real_ci95",
+    "ceiling_action_following", "ceiling_action_following_ci95", "action_following_majority",
+    "action_error_ratio", "action_error_ratio_ci95", "latent_actions", "action_usage",
     "codebook_usage", "codebook_perplexity", "codebook_counts", "psnr_floored_frames",
     "fid_missing", "fvd_missing", "lpips_missing", "action_following_missing",
     "num_clips", "num_frames_compared", "train_seconds", "eval_seconds", "clips_per_second", "protocol",

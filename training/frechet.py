@@ -1,22 +1,21 @@
 """Fréchet distances between what a network sees in predictions and in the truth: FID of frames, FVD of clips.
 
-No intervals come with them. A bootstrap resamples 63 % of the clips, some of them several times, and both distances
-grow as samples shrink: every resampled value lies above the value itself, and an interval of them need not hold it.
-`real_…`, the distance between the two halves of the truth, says instead what distance means nothing at this size; its
-halves being half as large, it is a generous bound.
+Both grow as samples shrink. `real_…`, the distance between the two halves of the truth, says what distance means
+nothing at this size; its halves being half as large, it is a generous bound. The model's own distances have intervals
+over clips (`training/influence.py`).
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from accelerate.utils import gather_object, reduce
 from torch import Tensor, nn
 
-from training.metrics import to_bytes
+from training.influence import ClipFeatures, Gaussian, interval, slopes
+from training.metrics import ClipValues, to_bytes
 from training.weight_files import I3D, INCEPTION
 
 INCEPTION_SIZE, INCEPTION_DIM = 299, 2048
@@ -84,7 +83,7 @@ class FeatureStatistics:
         outer = self.outer if self.rows is None else self.rows.T @ self.rows
         return mean, (outer - self.count * torch.outer(mean, mean)) / (self.count - 1)
 
-    def gaussian(self) -> "Gaussian | None":
+    def gaussian(self) -> Gaussian | None:
         """None below two vectors."""
         if self.count < 2:
             return None
@@ -92,20 +91,6 @@ class FeatureStatistics:
             return Gaussian.of(*self.moments())
         mean = self.rows.mean(0)
         return Gaussian(mean, (self.rows - mean).T / (self.count - 1).sqrt())
-
-
-class Gaussian(NamedTuple):
-    """A normal law by its mean (D,) and a root R (D, rank) of its covariance R·Rᵀ."""
-
-    mean: Tensor
-    root: Tensor
-
-    @classmethod
-    def of(cls, mean: Tensor, covariance: Tensor) -> "Gaussian":
-        values, vectors = torch.linalg.eigh(covariance)
-        # With fewer samples than features most eigenvalues are zero, and what rounding leaves of them is no direction.
-        kept = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
-        return cls(mean, vectors[:, kept] * values[kept].sqrt())
 
 
 def distance(a: Gaussian | None, b: Gaussian | None) -> float | None:
@@ -129,8 +114,8 @@ def frechet_distance(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covar
 class FrechetMetric(ABC):
     """Distances of several predictors to the same truth; a subclass gives `features`.
 
-    name: of the results: `<row><name>` for every row, and `real_<name>`, the distance between two halves of the true
-    clips: those with even and those with odd numbers.
+    name: of the results: `<row><name>` for every row, `real_<name>`, the distance between two halves of the true clips:
+    those with even and those with odd numbers, and `<name>_ci95`, of the model, whose row is "".
     """
 
     def __init__(self, name: str, dim: int, network: nn.Module):
@@ -138,6 +123,8 @@ class FrechetMetric(ABC):
         self.device = next((part.device for part in network.parameters()), torch.device("cpu"))
         self.true = [self._statistics(), self._statistics()]
         self.rows: dict[str, FeatureStatistics] = {}
+        self.kept_true, self.kept_model = ClipFeatures(), ClipFeatures()
+        self.clips_true = 0  # clips of this process, later of all
 
     @abstractmethod
     def features(self, frames: Tensor) -> Tensor:
@@ -148,25 +135,50 @@ class FrechetMetric(ABC):
         for half, statistics in enumerate(self.true):
             rows = [row for row, number in enumerate(numbers) if number % 2 == half]
             statistics.update(features[rows].flatten(0, 1))
+        self.kept_true.add(numbers, features)
+        self.clips_true += len(frames)
 
-    def update(self, row: str, frames: Tensor) -> None:
-        self._of(row).update(self.features(frames).flatten(0, 1))
+    def update(self, row: str, frames: Tensor, numbers: Sequence[int] | None = None) -> None:
+        """numbers: of the clips, where the row is to have an interval; that is the model's."""
+        features = self.features(frames)
+        self._of(row).update(features.flatten(0, 1))
+        if numbers is not None:
+            self.kept_model.add(numbers, features)
 
     def update_still(self, row: str, frame: Tensor, length: int) -> None:
         """A predictor that shows (B, 1, C, H, W) `length` times."""
         self.update(row, frame.expand(-1, length, -1, -1, -1))
 
     def gather(self) -> None:
-        for _, statistics in sorted(self.rows.items()):
-            statistics.gather(self.device)
+        # A process that had no clips has seen no row either, and must take part all the same.
+        for row in sorted(set(gather_object(list(self.rows)))):
+            self._of(row).gather(self.device)
         for statistics in self.true:
             statistics.gather(self.device)
+        self.clips_true = sum(gather_object([self.clips_true]))
+        for kept in (self.kept_true, self.kept_model):
+            kept.agree()
 
-    def compute(self) -> dict[str, float | None]:
+    def compute(self) -> dict[str, float | list[float] | None]:
+        """Every process must call this: the clips' influences are gathered here."""
         halves = [statistics.gaussian() for statistics in self.true]
         truth = (self.true[0] + self.true[1]).gaussian()
-        results = {f"{row}{self.name}": distance(rows.gaussian(), truth) for row, rows in self.rows.items()}
+        laws = {row: statistics.gaussian() for row, statistics in self.rows.items()}
+        results = {f"{row}{self.name}": distance(law, truth) for row, law in laws.items()}
+        if results.get(self.name) is not None:
+            results[f"{self.name}_ci95"] = self._interval(results[self.name], laws[""], truth)
         return results | {f"real_{self.name}": distance(*halves)}
+
+    def _interval(self, value: float, model: Gaussian, truth: Gaussian) -> list[float] | None:
+        counts = float(self.rows[""].count), float(sum(half.count for half in self.true))
+        found = []
+        for kept, slope in zip((self.kept_model, self.kept_true), slopes(model, truth, *counts), strict=True):
+            values = ClipValues()
+            for numbers, influences in kept.influences(slope):
+                values.add(numbers, influences)
+            values.gather()
+            found.append(values)
+        return interval(value, found, self.clips_true)
 
     def _of(self, row: str) -> FeatureStatistics:
         return self.rows.setdefault(row, self._statistics())

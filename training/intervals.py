@@ -14,6 +14,19 @@ def mean_and_interval(values: np.ndarray, seed: int = 0) -> dict:
     return {"mean": float(values.mean()), "ci95": [float(low), float(high)]}
 
 
+def by_horizon(values: np.ndarray) -> list[list[float]] | None:
+    """[[low, high] × T] of (N, T), one value per clip and frame; None for no clips."""
+    return np.stack(bootstrap(values), axis=1).tolist() if values.size else None
+
+
+def ratio_interval(over: np.ndarray, under: np.ndarray) -> list[float] | None:
+    """[low, high] of mean(over) / mean(under), (N,) each, a clip always with both; None where a resample has none."""
+    if not over.size:
+        return None
+    means = resampled_means(np.stack([over, under], axis=1))
+    return percentiles(means[:, 0] / means[:, 1]).tolist() if means[:, 1].all() else None
+
+
 def bootstrap(
     values: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES, level: float = 0.95
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -21,6 +34,18 @@ def bootstrap(
 
     The same seed resamples the same clips: intervals of a difference by clip are paired.
     """
+    low, high = percentiles(resampled_means(values, seed=seed, resamples=resamples), level)
+    return low.reshape(values.shape[1:]), high.reshape(values.shape[1:])
+
+
+def percentiles(resampled: np.ndarray, level: float = 0.95) -> np.ndarray:
+    """(R, …) -> (2, …): what the middle `level` of the resampled values lies between."""
+    tail = 50 * (1 - level)
+    return np.percentile(resampled, [tail, 100 - tail], axis=0)
+
+
+def resampled_means(values: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
+    """(N, …) -> (R, product of …): means over N clips drawn from the N, each of them any number of times."""
     generator = np.random.default_rng(seed)
     count = len(values)
     flat = values.reshape(count, -1)
@@ -30,6 +55,4 @@ def bootstrap(
         # How often each clip is drawn says as much as the draws, and the means become one matrix product.
         weights = generator.multinomial(count, np.full(count, 1 / count), size=min(rows, resamples - start))
         means[start : start + rows] = weights @ flat / count
-    tail = 50 * (1 - level)
-    low, high = np.percentile(means, [tail, 100 - tail], axis=0)
-    return low.reshape(values.shape[1:]), high.reshape(values.shape[1:])
+    return means

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from data.episodes import write_json
 from models import pretrained
+from training.agreement import agreement, joint_counts
 from training.intervals import mean_and_interval
 from training.metrics import ClipValues
 
@@ -73,9 +74,9 @@ class LatentActions:
 def tables(codes: np.ndarray, actions: np.ndarray, num_codes: int, num_actions: int) -> dict:
     """How codes (N, T) go with recorded actions (N, T) of the same N clips.
 
-    counts[code][action] are of all transitions. The map comes from at most 200 labelled ones, those of a few whole
-    clips spread over the set; its accuracy is that on all other clips, with an interval over them, beside the accuracy
-    of always naming the action most frequent among the labelled.
+    counts[code][action] are of all transitions, as are the measures of `agreement`. The map comes from at most 200
+    labelled ones, those of a few whole clips spread over the set; its accuracy is that on all other clips, with an
+    interval over them, beside the accuracy of always naming the action most frequent among the labelled.
     """
     counts = joint_counts(codes, actions, num_codes, num_actions)
     is_labelled = np.zeros(len(codes), bool)
@@ -85,9 +86,7 @@ def tables(codes: np.ndarray, actions: np.ndarray, num_codes: int, num_actions: 
     )
     results = {
         "counts": counts.tolist(),
-        "mutual_information_bits": mutual_information(counts),
-        "nmi": normalised_mutual_information(counts),
-        "purity": purity(counts),
+        **agreement(codes, actions),
         "num_labelled": int(labelled.sum()),
         "num_transitions": int(counts.sum()),
     }
@@ -104,12 +103,6 @@ def tables(codes: np.ndarray, actions: np.ndarray, num_codes: int, num_actions: 
         "mapping_accuracy_ci95": accuracy["ci95"],
         "majority_accuracy": float((actions[~is_labelled] == labelled.sum(0).argmax()).mean()),
     }
-
-
-def joint_counts(codes: np.ndarray, actions: np.ndarray, num_codes: int, num_actions: int) -> np.ndarray:
-    """(num_codes, num_actions): how often a code and an action come together."""
-    pairs = codes.ravel() * num_actions + actions.ravel()
-    return np.bincount(pairs, minlength=num_codes * num_actions).reshape(num_codes, num_actions)
 
 
 def labelled_clips(num_clips: int, num_transitions: int) -> list[int]:
@@ -129,27 +122,6 @@ def learn_map(labelled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     usual = labelled.sum(0) / max(1, labelled.sum())
     shares = (labelled + num_actions * usual) / (labelled.sum(1, keepdims=True) + num_actions)
     return real_of_latent, np.where(is_seen[:, None], shares, -1).argmax(0)
-
-
-def mutual_information(counts: np.ndarray) -> float:
-    """I(code; action) in bits."""
-    return _entropy(counts.sum(1)) + _entropy(counts.sum(0)) - _entropy(counts.ravel())
-
-
-def normalised_mutual_information(counts: np.ndarray) -> float | None:
-    """I by the mean of both entropies: 0 unrelated, 1 one-to-one; None where there is but one code and one action."""
-    mean = (_entropy(counts.sum(1)) + _entropy(counts.sum(0))) / 2
-    return mutual_information(counts) / mean if mean else None
-
-
-def purity(counts: np.ndarray) -> float:
-    """The share of transitions whose action is the most frequent one of their code."""
-    return float(counts.max(1).sum() / counts.sum())
-
-
-def _entropy(counts: np.ndarray) -> float:
-    shares = counts[counts > 0] / counts.sum()
-    return float(-(shares * np.log2(shares)).sum())
 
 
 def spread(total: int, count: int) -> list[int]:

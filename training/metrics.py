@@ -13,7 +13,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from training.intervals import bootstrap, mean_and_interval
+from training.intervals import by_horizon, mean_and_interval
 
 MSE_FLOOR = 1e-10  # 100 dB: the PSNR of equal frames would be infinite
 SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2  # (k · range)²
@@ -74,9 +74,10 @@ class FrameMetric(ClipValues, ABC):
         values = self.values
         if not values.size:
             return {"mean": None, "ci95": None, "by_horizon": None, "by_horizon_ci95": None}
-        low, high = bootstrap(values)
-        horizons = {"by_horizon": values.mean(axis=0).tolist(), "by_horizon_ci95": np.stack([low, high], 1).tolist()}
-        return super().compute() | horizons
+        return super().compute() | {
+            "by_horizon": values.mean(axis=0).tolist(),
+            "by_horizon_ci95": by_horizon(values),
+        }
 
 
 class PSNR(FrameMetric):

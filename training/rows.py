@@ -9,6 +9,9 @@ from training.frechet import FID, FVD, FVD_MIN_FRAMES, FrechetMetric
 from training.metrics import PSNR, SSIM
 from training.perceptual import LPIPS
 
+# What a metric of single frames computes, by what its key in the results ends on.
+ENDINGS = {"": "mean", "_ci95": "ci95", "_by_horizon": "by_horizon", "_by_horizon_ci95": "by_horizon_ci95"}
+
 
 class Networks(NamedTuple):
     """Networks that metrics need, on the device of the model; None where there is none."""
@@ -40,19 +43,12 @@ class Comparison:
 
     def compute(self, prefix: str) -> dict:
         """Results, each key after `prefix`."""
-        psnr_, ssim = self.psnr.compute(), self.ssim.compute()
-        lpips = self.lpips.compute() if self.lpips is not None else dict.fromkeys(("mean", "ci95", "by_horizon"))
+        found = {"psnr": self.psnr.compute(), "ssim": self.ssim.compute()}
+        found["lpips"] = self.lpips.compute() if self.lpips is not None else {}
         return {
-            f"{prefix}psnr": psnr_["mean"],
-            f"{prefix}psnr_ci95": psnr_["ci95"],
-            f"{prefix}psnr_by_horizon": psnr_["by_horizon"],
-            f"{prefix}psnr_by_horizon_ci95": psnr_["by_horizon_ci95"],
-            f"{prefix}ssim": ssim["mean"],
-            f"{prefix}ssim_ci95": ssim["ci95"],
-            f"{prefix}ssim_by_horizon": ssim["by_horizon"],
-            f"{prefix}lpips": lpips["mean"],
-            f"{prefix}lpips_ci95": lpips["ci95"],
-            f"{prefix}lpips_by_horizon": lpips["by_horizon"],
+            f"{prefix}{name}{ending}": values.get(key)
+            for name, values in found.items()
+            for ending, key in ENDINGS.items()
         }
 
 

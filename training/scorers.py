@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from data.clips import Clip
 from models.interfaces import Rollout
 from training.action_reader import ActionFollowing
-from training.intervals import mean_and_interval
+from training.intervals import by_horizon, mean_and_interval, ratio_interval
 from training.latent_tables import LatentActions
 from training.metrics import ClipValues, psnr
 from training.rollouts import autocast, dream, first_frames, frames_before, random_actions, replace_action, roll_out
@@ -76,7 +76,7 @@ class TokenizerScorer:
         self.codes.update(tokens)
         for metric in self.distances:
             metric.update_true(clip.frames, numbers)
-            metric.update("", frames)
+            metric.update("", frames, numbers)
         return Drawn(clip.frames, frames, 0, None)
 
     def gather(self, device: torch.device) -> None:
@@ -88,7 +88,7 @@ class TokenizerScorer:
     def compute(self) -> dict:
         results = self.model.compute("")
         # Horizons count predicted frames; a tokenizer predicts none.
-        results |= dict.fromkeys(("psnr_by_horizon", "psnr_by_horizon_ci95", "ssim_by_horizon", "lpips_by_horizon"))
+        results |= dict.fromkeys(key for key in results if "_by_horizon" in key)
         for metric in self.distances:
             results |= metric.compute()
         return results | {
@@ -148,7 +148,7 @@ class WorldScorer:
         self._compare_actions(clip, tokens, actions, dreamt, of_model, numbers)
         for metric in self.distances:
             metric.update_true(future, numbers)
-            metric.update("", frames)
+            metric.update("", frames, numbers)
             metric.update_still("copy_last_", prompt[:, -1:], self.num_new)
             metric.update("ceiling_", ceiling)
         whole = torch.cat([prompt, frames], dim=1)
@@ -228,7 +228,7 @@ class WorldScorer:
         for metric in self.distances:
             results |= metric.compute()
         if self.following is not None:
-            results |= self.following.compute()
+            results |= self.following.compute() | following_intervals(self.following)
         gain = mean_and_interval(self._gain())
         return results | {
             "psnr_gain_h2_10": gain["mean"],
@@ -247,6 +247,7 @@ class WorldScorer:
             "delta_psnr": at_horizon["mean"],
             "delta_psnr_ci95": at_horizon["ci95"],
             "delta_psnr_by_horizon": whole.mean(axis=0).tolist() if whole.size else None,
+            "delta_psnr_by_horizon_ci95": by_horizon(whole),
             "delta_psnr_last": last["mean"],
             "delta_psnr_last_ci95": last["ci95"],
         }
@@ -262,6 +263,18 @@ class WorldScorer:
         values |= {"copy_last_psnr": self.copy.psnr, "ceiling_psnr": self.ceiling.psnr}
         values |= {"delta_psnr": self.delta, "delta_psnr_last": self.delta_last, "action_following": self.following}
         return values_of(values)
+
+
+def following_intervals(following: ActionFollowing) -> dict:
+    """Of the rows beside the dream, and of the ratio of errors, in which dream and truth of a clip stay together."""
+    dreamt, ceiling, real = (part.values for part in (following.dreamt, following.ceiling, following.real))
+    if not dreamt.size:
+        return {}
+    return {
+        "action_following_real_ci95": mean_and_interval(real.mean(axis=1))["ci95"],
+        "ceiling_action_following_ci95": mean_and_interval(ceiling.mean(axis=1))["ci95"],
+        "action_error_ratio_ci95": ratio_interval(1 - dreamt.mean(axis=1), 1 - real.mean(axis=1)),
+    }
 
 
 def values_of(metrics: dict[str, ClipValues | None]) -> dict[str, np.ndarray]:

@@ -213,7 +213,8 @@ class EvalSettings(Settings):
     def normalise(cls, values: dict[str, Any]) -> dict[str, Any]:
         if values["mixed_precision"] is False:  # yaml reads no as false
             values = values | {"mixed_precision": "no"}
-        return values
+        names = {key: values[key] for key in ("require", "leave_out") if isinstance(values[key], str)}
+        return values | {key: words.split(",") for key, words in names.items()}
 
     def check(self) -> None:
         self.at_least(1, "batch_size", "num_clips", "seq_step", "num_first_frames", "sample_num_frames", "reader_steps")

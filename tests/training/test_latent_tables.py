@@ -9,7 +9,8 @@ from sklearn.metrics import mutual_info_score, normalized_mutual_info_score
 
 from models.pretrained import save_weights
 from training import latent_tables
-from training.latent_tables import LatentActions, joint_counts, labelled_clips, learn_map, spread, tables
+from training.agreement import joint_counts
+from training.latent_tables import LatentActions, labelled_clips, learn_map, spread, tables
 
 
 def test_tables_of_a_known_joint_table():

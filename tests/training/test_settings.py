@@ -62,7 +62,7 @@ def test_an_impossible_training_value_names_its_key(cfg, key, value, expected):
         ("delta_psnr_horizon", 11, "at most eval.sample_num_frames = 10"),
         ("action_to_take", -2, "at least -1"),
         ("sample_temperature", -0.1, "at least 0"),
-        ("require", "fid", "a list of texts"),
+        ("require", 7, "a list of texts"),
         ("num_clips", 0, "at least 1"),
     ],
 )
@@ -91,6 +91,11 @@ def test_no_means_no_checkpoint_to_resume(cfg, spelling):
 def test_a_run_cannot_both_resume_and_start_from_weights(cfg):
     with pytest.raises(ValueError, match=r"^train\.init_fpath"):
         TrainSettings.from_config(changed(cfg.train, resume_ckpt="auto", init_fpath="x"))
+
+
+def test_one_name_is_a_list_of_one(cfg):
+    assert EvalSettings.from_config(changed(cfg.eval, require="fid")).require == ["fid"]
+    assert EvalSettings.from_config(changed(cfg.eval, leave_out="fid,fvd")).leave_out == ["fid", "fvd"]
 
 
 def test_yaml_false_is_the_precision_no(cfg):

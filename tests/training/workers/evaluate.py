@@ -4,10 +4,11 @@ import sys
 
 import pytest
 import torch
+from accelerate.utils import gather_object
 from omegaconf import OmegaConf
 
 from training.evaluation import run
-from training.frechet import FeatureStatistics
+from training.frechet import FID, FeatureStatistics
 from training.preparation import processes
 
 from . import networks
@@ -32,8 +33,27 @@ def pool_features() -> None:
         print("pooled features are those of the whole")
 
 
+def pool_distances() -> None:
+    """The second process has no clips, and knows of no row that the first one has."""
+    state = processes()
+    torch.manual_seed(0)
+    fid, frames = FID(networks.TinyInception(), nearest=False), torch.rand(2, 3, 3, 8, 8)
+    if state.is_main_process:
+        fid.update_true(frames, [0, 1])
+        fid.update("", frames.flip(0) ** 2, [0, 1])
+        fid.update_still("copy_last_", frames[:, :1], 3)
+    fid.gather()
+    found = fid.compute()
+    assert found["fid"] > 0 and found["copy_last_fid"] > 0 and found["fid_ci95"] is not None, found
+    (first, second) = gather_object([found])
+    assert first == second
+    if state.is_main_process:
+        print("a process without clips takes part")
+
+
 if __name__ == "__main__":
     pool_features()
+    pool_distances()
     with pytest.MonkeyPatch.context() as patch:
         networks.use_stand_ins(patch)
         run(OmegaConf.load(sys.argv[1]))

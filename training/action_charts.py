@@ -95,26 +95,28 @@ def latent_section(measured: Measured) -> str:
 
 
 def facts(found: Mapping[str, Any]) -> str:
-    """The measures of agreement as a small table."""
+    """The measures of agreement as a small table, each beside what it is where nothing is known."""
+    told = "what a latent action tells about the real one"
+    if found.get("action_entropy_bits") is not None:
+        told += f", of the {found['action_entropy_bits']:.2f} bits that it holds"
+    few = "few labels" if found.get("num_labelled") is None else f"{found['num_labelled']} labels"
     rows = []
-    for key, name, digits, meaning in (
-        ("mutual_information_bits", "mutual information, bits", 2, "what a latent action tells about the real one"),
-        ("nmi", "normalised (NMI)", 3, "0: nothing, 1: one follows from the other"),
-        ("purity", "purity", 3, "transitions whose real action is the most frequent one of their code"),
-        ("mapping_accuracy", "mapping accuracy", 3, "real actions read off by a map learned from few labels"),
+    for key, name, digits, floor, meaning in (
+        ("mutual_information_bits", "mutual information, bits", 2, "mutual_information_bits_by_chance", told),
+        ("nmi", "normalised (NMI)", 3, "nmi_by_chance", "0: nothing, 1: one follows from the other"),
+        ("purity", "purity", 3, "purity_by_chance", "transitions whose real action is the commonest of their code"),
+        ("mapping_accuracy", "mapping accuracy", 3, "majority_accuracy", f"real actions read by a map from {few}"),
     ):
         if found.get(key) is not None:
             value, interval = tables.written(Cell(found[key], found.get(f"{key}_ci95")), digits)
-            rows.append([name, f"{value} {interval}", meaning + (_labels(found) if "mapping" in key else "")])
-    return page.table(["", "", ""], rows) if rows else ""
-
-
-def _labels(found: Mapping[str, Any]) -> str:
-    """How many labels the map was learned from, and what no map at all would reach."""
-    said = f"; {found['num_labelled']} labelled" if found.get("num_labelled") is not None else ""
-    if found.get("majority_accuracy") is not None:
-        said += f"; always naming the most frequent action: {found['majority_accuracy']:.3f}"
-    return said
+            chance, _ = tables.written(Cell(found.get(floor)), digits)
+            rows.append([name, f"{value} {interval}", chance or "–", meaning])
+    said = (
+        "By chance: the same codes beside the actions of other clips; for the map, the commonest action of all. Few "
+        "transitions make the first three larger than they are: what lies above chance counts."
+    )
+    heads = ["", "value [95 % over clips]", "by chance", ""]
+    return f"{page.table(heads, rows)}<figcaption>{said}</figcaption>" if rows else ""
 
 
 def confusion(found: Mapping[str, Any], real: Sequence[str]) -> str:

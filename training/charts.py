@@ -45,6 +45,8 @@ def over_horizon(evaluations: Mapping[str, Measured], metric: str, label: str) -
     drawn = {name: [row for row in ROWS if m.results.get(f"{row[0]}{metric}_by_horizon")] for name, m in worlds.items()}
     lines = {name: [curve(worlds[name], f"{prefix}{metric}") for prefix, _, _ in drawn[name]] for name in worlds}
     limits = _limits(line for group in lines.values() for line in group)
+    if metric == "delta_psnr":
+        limits = min(0.0, limits[0]), max(0.0, limits[1])
     panels = []
     for name in worlds:
         figure, ax = panel()

@@ -8,10 +8,10 @@ import numpy as np
 from training import charts, page, tables
 from training.charts import INK, MARKERS, PALETTE
 from training.comparability import Compared
-from training.comparison_table import DIFFERENCE, shown, table_of, warnings
+from training.comparison_table import DIFFERENCE, Line, shown, table_of, warnings
 
 TITLE = "World models compared"
-CURVES = (("psnr", "PSNR, dB"), ("delta_psnr", "ΔPSNR, dB"), ("lpips", "LPIPS (lower is better)"))
+FLOOR, FLOOR_PREFIX = "copy last frame", "copy_last_"  # drawn where the clips of a group are the same
 FORESTS = (  # metric, axis
     ("psnr_gain_h2_10", "PSNR over copying, frames 2–10, dB"),
     (DIFFERENCE, "PSNR − first, same clips, dB"),
@@ -44,23 +44,16 @@ def _sentence(compared: Compared) -> str:
 
 def _table(compared: Compared) -> str:
     headings, lines = table_of(compared)
-    cells = dict(lines)
     head = "".join(f"<th>{html.escape(heading)}</th>" for heading in headings)
     body = []
-    for number, names in enumerate(compared.groups, start=1):
+    for number in range(1, len(compared.groups) + 1):
         if len(compared.groups) > 1:
             body.append(f'<tr class="group"><th colspan="{len(headings) + 1}">Group {number}</th></tr>')
-        for name in names:
-            row = "".join(
-                f"<td{' class=best' if is_best else ''}>{value or '–'}<small>{interval}</small></td>"
-                for value, interval, is_best in cells[name]
-            )
-            body.append(f"<tr><th>{html.escape(name)}</th>{row}</tr>")
-        body += _floor(compared, names[0])
+        body += [_row(line) for line in lines if line.group == number]
     return (
         f'<div class="wide"><table class="results"><thead><tr><th></th>{head}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table></div><figcaption>Shaded: the best of its group. In "
-        "brackets: 95 % bootstrap interval over clips."
+        f"<tbody>{''.join(body)}</tbody></table></div><figcaption>Shaded: the best of its group, however near the next. "
+        "In brackets: 95 % bootstrap interval over clips."
         f"{_about_pairs(compared)}</figcaption>" + page.details("What the columns mean", tables.legend(shown(compared)))
     )
 
@@ -74,25 +67,22 @@ def _about_pairs(compared: Compared) -> str:
     )
 
 
-def _floor(compared: Compared, name: str) -> list[str]:
-    """Copying is the same for all models of a group, so that it stands there once."""
-    label, keys = tables.BESIDE[0]
-    found = tables.cells_of(compared.models[name].results, keys)
-    if not found:
-        return []
-    row = [f"<td>{tables.filled(found.get(column.key), column.digits)}</td>" for column in shown(compared)]
-    if compared.differences:
-        row.insert(1, "<td>–</td>")
-    return [f'<tr class="beside"><th>{label}</th>{"".join(row)}</tr>']
+def _row(line: Line) -> str:
+    cells = "".join(
+        f"<td{' class=best' if is_best else ''}>{value or '–'}<small>{interval}</small></td>"
+        for value, interval, is_best in line.cells
+    )
+    return f"<tr{'' if line.is_model else ' class=beside'}><th>{html.escape(line.name)}</th>{cells}</tr>"
 
 
 def _conflicts(compared: Compared) -> str:
+    said = page.notes([("Note", line) for line in warnings(compared)])
     if len(compared.groups) == 1:
-        return page.notes([("Note", line) for line in warnings(compared)])
+        return said
     heads = [f"group {number}" for number in range(1, len(compared.groups) + 1)]
     rows = [[key.replace("_", " "), *map(tables.plain, values)] for key, values in compared.conflicts.items()]
-    said = "These facts differ, so that numbers of different groups cannot be compared:"
-    return f'<div class="notes plain"><p>{said}</p>{page.table(["", *heads], rows)}</div>'
+    differ = "These facts differ, so that numbers of different groups cannot be compared:"
+    return f'{said}<div class="notes plain"><p>{differ}</p>{page.table(["", *heads], rows)}</div>'
 
 
 # ---------------------------------------------------------------------------------------------------------------- plots
@@ -101,9 +91,11 @@ def _conflicts(compared: Compared) -> str:
 def _plots(compared: Compared, names: list[str]) -> str:
     """Curves of all models of a group on one axis, and forests of their gains."""
     colours = {name: PALETTE[index % len(PALETTE)] for index, name in enumerate(names)}
-    panels = [svg for metric, label in CURVES if (svg := _curves(compared, colours, metric, label))]
+    panels = [svg for metric, label in charts.HORIZONS if (svg := _curves(compared, colours, metric, label))]
     panels += [svg for metric, label in FORESTS if (svg := _forest(compared, colours, metric, label))]
-    return page.charts(panels, "Bands and bars: 95 % over clips.", colours)
+    has_floor = any(compared.models[name].results.get(f"{FLOOR_PREFIX}psnr_by_horizon") for name in names)
+    said = f"Bands and bars: 95 % over clips.{f' Dashed: {FLOOR}.' if has_floor else ''}"
+    return page.charts(panels, said, colours)
 
 
 def _curves(compared: Compared, colours: dict[str, str], metric: str, label: str) -> str:
@@ -114,6 +106,11 @@ def _curves(compared: Compared, colours: dict[str, str], metric: str, label: str
     for name in drawn:
         marker = MARKERS[list(colours).index(name) % len(MARKERS)]
         charts.draw_curve(ax, *charts.curve(compared.models[name], metric), colours[name], marker=marker)
+    floor = compared.models[drawn[0]].results.get(f"{FLOOR_PREFIX}{metric}_by_horizon")
+    if floor is not None:
+        ax.plot(np.arange(1, len(floor) + 1), floor, color=INK, alpha=0.6, linewidth=1.2, linestyle=(0, (4, 3)))
+    if metric == "delta_psnr":
+        ax.axhline(0, color=INK, alpha=0.4, linewidth=0.8)
     charts.dress(ax, label, "predicted frame", "")
     ax.xaxis.get_major_locator().set_params(integer=True)
     return charts.to_svg(figure, f"{metric}-{drawn[0]}")

@@ -82,12 +82,14 @@ def _run(cfg: DictConfig, settings: EvalSettings, state: PartialState) -> dict[s
     model = preparation.load_model(cfg.model, settings, cfg.get("tokenizer_fpath")).to(state.device)
     dataset = preparation.open_dataset(settings, frame_skip=cfg.train.frame_skip)
     preparation.check_fit(model, dataset, settings)
-    preparation.check_levels(dataset, settings)
-    facts = protocol(model, dataset, settings) | {"action_names": dataset.episodes.action_names}
+    facts = {"levels_trained_on": preparation.check_levels(dataset, settings)} | protocol(model, dataset, settings)
+    facts |= {"action_names": dataset.episodes.action_names}
     if settings.action_to_take >= 0:
         return control(model, dataset, settings, folder, state) | {"protocol": facts}
 
     evaluation = measure(model, dataset, settings, state)
+    if evaluation.results["action_following"] is not None:
+        facts["action_reader"] = preparation.reader_name(dataset, settings)
     results = evaluation.results | {
         "train_seconds": pretrained.read_header(settings.model_fpath)["metadata"].get("train_seconds"),
         "protocol": facts,

@@ -76,7 +76,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         f"<tr><th>{html.escape(name)}</th>{''.join(f'<td>{html.escape(text)}</td>' for text in cells)}</tr>"
         for name, *cells in rows
     )
-    return f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+    return (
+        f'<div class="wide"><table class="facts-table"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
 
 
 def commands(lines: Mapping[str, str]) -> str:
@@ -135,6 +137,7 @@ th, td { text-align: left; padding: 7px 14px 7px 0; border-bottom: 1px solid var
 thead th { color: var(--faint); font-weight: 600; white-space: nowrap; }
 tbody th { font-weight: 400; }
 td small { display: block; color: var(--faint); font-size: 12px; white-space: nowrap; }
+.facts-table td { overflow-wrap: anywhere; min-width: 110px; }
 .results td, .results tbody th { white-space: nowrap; }
 .results th, .results td { padding-right: 11px; }
 .results tbody th { position: sticky; left: 0; background: var(--card); }
@@ -169,6 +172,6 @@ dd { margin: 0; color: var(--faint); }
   overflow-wrap: anywhere; }
 .notes table { overflow-wrap: normal; }
 .plain.notes { padding-left: 16px; }
-pre { margin: 4px 0 14px; padding: 10px 14px; overflow-x: auto; background: var(--ground);
+pre { margin: 4px 0 14px; padding: 10px 14px; white-space: pre-wrap; overflow-wrap: anywhere; background: var(--ground);
   border: 1px solid var(--line); border-radius: 8px; font-size: 13px; }
 """

@@ -11,7 +11,7 @@ from torch import nn
 from data.clips import ClipDataset
 from data.episodes import Episodes, read_info
 from models import pretrained
-from training.action_reader import shared_reader
+from training.action_reader import CLIP_FRAMES, reader_fpath, shared_reader
 from training.frechet import FVD_MIN_FRAMES, load_i3d, load_inception
 from training.perceptual import LPIPS_MIN_SIZE, load_lpips
 from training.rows import Networks
@@ -121,29 +121,31 @@ def check_fit(model: nn.Module, dataset: ClipDataset, settings: EvalSettings) ->
         )
 
 
-def check_levels(dataset: ClipDataset, settings: EvalSettings) -> None:
-    """Raises ValueError where the model was trained on levels that it would be measured on, unless that is allowed.
+def check_levels(dataset: ClipDataset, settings: EvalSettings) -> int | None:
+    """How many of the dataset's levels the model was trained on; None where that is not known.
 
-    Known are the levels of the dataset that the weights name, if it lies beside the evaluated one. Equal level seeds
-    are equal levels only where the same game in the same mode made them; videos have none.
+    Raises ValueError where there are any, unless that is allowed. Known are the levels of the dataset that the weights
+    name, if it lies beside the evaluated one. Equal level seeds are equal levels only where the same game in the same
+    mode made them; videos have none.
     """
     name = pretrained.read_header(settings.model_fpath)["metadata"].get("dataset_name")
-    if settings.allow_train or name is None:
-        return
+    if name is None:
+        return None
     try:
         info = read_info(settings.dataset_root_dpath, name)
     except FileNotFoundError:
-        return
+        return None
     if "train" not in info["splits"] or _game(info) is None or _game(info) != _game(dataset.episodes.info):
-        return
+        return None
     trained_on = Episodes(settings.dataset_root_dpath, name, "train")
     shared = np.intersect1d(trained_on.level_seeds, dataset.episodes.level_seeds)
-    if len(shared):
+    if len(shared) and not settings.allow_train:
         raise ValueError(
             f"eval.dataset_name={settings.dataset_name} ({dataset.episodes.split}) has {len(shared)} levels, such as "
             f"{shared[0]}, that the model was trained on (dataset {name}); choose other data, or set "
             "eval.allow_train=true to measure on training levels knowingly"
         )
+    return len(shared)
 
 
 def _game(info: dict) -> tuple[str, str] | None:
@@ -182,6 +184,12 @@ def shared_networks(
         missing |= {} if reason is None else {"action_following": reason}
         _check_missing(missing, settings)
     return Networks(**found), missing
+
+
+def reader_name(dataset: ClipDataset, settings: EvalSettings) -> str:
+    """Which classifier read the actions: that of these training data, made this way. Others read other values."""
+    root, name = settings.dataset_root_dpath, settings.reader_dataset_name
+    return reader_fpath(settings, ClipDataset(root, name, "train", CLIP_FRAMES, frame_skip=dataset.frame_skip)).stem
 
 
 def _too_short(settings: EvalSettings, is_world: bool) -> str | None:

@@ -28,7 +28,6 @@ def write_report(
     evaluations: Mapping[str, Path],
     curves: Mapping[str, Path] | None = None,
     *,
-    title: str = "World models on levels they never saw",
     commands: Mapping[str, str] | None = None,
     remarks: Sequence[str] = (),
 ) -> Path:
@@ -43,9 +42,10 @@ def write_report(
     results = {name: m.results for name, m in found.items()}
     if any(m.folder.resolve() != folder.resolve() for m in found.values()):
         write_json(folder / measured.METRICS, results)
+    title = _page_title(results)
     pictures = _fitting({name: _pictures_of(m, folder, name) for name, m in found.items()})
     parts = [
-        page.header(title, remarks, _tiles(results)),
+        page.header(title, [*remarks, *_conditions(results)], _tiles(results)),
         page.section("Results", tables.results_section(results)),
         page.section("Over the horizon", _horizons(found)),
         *(page.section(_title_of(name, results), _pictures(*pictures[name], folder)) for name in found),
@@ -58,6 +58,24 @@ def write_report(
     return page.write_page(folder / REPORT, title, parts)
 
 
+def _page_title(results: Mapping[str, dict[str, Any]]) -> str:
+    """Says no more than is known about what the models have seen."""
+    protocols = [result.get("protocol") or {} for result in results.values()]
+    if any(facts.get("split") == "train" or facts.get("levels_trained_on") for facts in protocols):
+        return "World models on levels that they were trained on"
+    is_known = all(facts.get("levels_trained_on") == 0 for facts in protocols)
+    return "World models on levels they never saw" if is_known else "World models on held-out levels"
+
+
+def _conditions(results: Mapping[str, dict[str, Any]]) -> list[str]:
+    """How the models were measured, those alike in one sentence."""
+    names: dict[str, list[str]] = {}
+    for name, result in results.items():
+        if said := tables.conditions(result):
+            names.setdefault(said, []).append(name)
+    return [f"{', '.join(own)}: {said}." if len(results) > 1 else f"{said}." for said, own in names.items()]
+
+
 def _tiles(results: Mapping[str, dict[str, Any]]) -> str:
     """The few numbers to see first."""
     tiles = []
@@ -66,7 +84,7 @@ def _tiles(results: Mapping[str, dict[str, Any]]) -> str:
             (f"{result[key]:{sign}.2f}", label)
             for label, key, sign in (
                 ("PSNR", "psnr", ""),
-                ("over copying", "psnr_gain_h2_10", "+"),
+                ("over copying, frames 2–10", "psnr_gain_h2_10", "+"),
                 ("ΔPSNR", "delta_psnr", ""),
             )
             if result.get(key) is not None

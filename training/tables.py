@@ -51,6 +51,7 @@ BESIDE = (  # name of the row, {key of a column: key of the results}
         )
     ),
     ("real frames", {**{key: f"real_{key}" for key in DISTANCES}, "action_following": "action_following_real"}),
+    ("the commonest action", {"action_following": "action_following_majority"}),
 )
 ALWAYS = ("psnr", "fid")  # columns that a page shows even where nobody has them
 MISSING = {
@@ -148,7 +149,38 @@ def legend(columns: Sequence[Column]) -> str:
     return (
         f"<dl>{meanings}</dl><p>In brackets: 95 % bootstrap interval over clips. Floor: the last given frame, repeated."
         " Ceiling: the true future through the tokenizer and back, which no dream can beat. Random actions: the same "
-        "model under actions drawn by chance. Real frames: one half of the true frames measured against the other.</p>"
+        "model under actions drawn by chance. Real frames: for distances, one half of the true frames "
+        "measured against the other. The commonest action: what naming it without looking would reach.</p>"
+    )
+
+
+def conditions(result: Mapping[str, Any]) -> str:
+    """What was measured and how, as a sentence; "" where the results do not say."""
+    facts = result.get("protocol") or {}
+    if not facts.get("dataset"):
+        return ""
+    said = f"{result.get('num_clips')} clips of {facts['dataset']} ({facts.get('split')}"
+    said += f", levels {plain(facts['levels'])})" if facts.get("levels") else ")"
+    if facts.get("prompt") is None:
+        return f"{said}, {facts.get('num_frames')} frames each, through the tokenizer and back"
+    given, new = facts["prompt"], facts.get("horizon")
+    said += f"; {given} given frame{'s' if given > 1 else ''}, {new} predicted"
+    together = facts.get("frames_per_round")
+    if together is not None:
+        said += " in one go" if together == new else f", {together} a round"
+    if facts.get("steps") is not None:
+        said += f"; {facts['steps']} step{'s' if facts['steps'] > 1 else ''}, temperature {facts.get('temperature'):g}"
+    return said + (f"; actions {facts['actions']}" if facts.get("actions") else "")
+
+
+def unlike_actions(results: Mapping[str, dict[str, Any]]) -> str | None:
+    """What to bear in mind where worlds with latent and with recorded actions stand side by side."""
+    kinds = {(result.get("protocol") or {}).get("actions") for result in results.values()} - {None}
+    if len(kinds) < 2:
+        return None
+    return (
+        "latent actions are inferred from the very frames to be predicted and may tell more about them than "
+        "recorded buttons do; PSNR and ΔPSNR of the two kinds of worlds answer different questions"
     )
 
 
@@ -158,6 +190,8 @@ def _shared_notes(results: Mapping[str, dict[str, Any]]) -> list[tuple[str, str]
     for name, result in results.items():
         for note in notes(result):
             models.setdefault(note, []).append(name)
+    if note := unlike_actions(results):
+        models[note] = [name for name, result in results.items() if (result.get("protocol") or {}).get("actions")]
     return [(", ".join(names), note) for note, names in models.items()]
 
 

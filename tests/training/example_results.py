@@ -59,12 +59,18 @@ def latent(**changes):
     results |= {"fid": 41.25, "fid_ci95": [39.0, 43.5], "fid_nearest": 44.5, "copy_last_fid": 18.5, "ceiling_fid": 22.5}
     results |= {"real_fid": 7.5, "fvd": 310.5, "copy_last_fvd": 420.5, "ceiling_fvd": 120.5}
     results |= {"action_following": 0.615, "action_following_ci95": [0.57, 0.66], "action_following_real": 0.835}
-    results |= {"action_error_ratio": 2.33, "action_usage": {"counts": [4, 5, 6, 3], "perplexity": 3.9}}
+    results |= {"action_following_majority": 0.295, "action_error_ratio": 2.33, "action_error_ratio_ci95": [2.05, 2.75]}
+    results |= {"action_usage": {"counts": [4, 5, 6, 3], "perplexity": 3.9}}
     results["latent_actions"] = {
         "counts": [[9, 0, 1], [0, 2, 3], [1, 1, 1], [0, 0, 0]],
+        "action_entropy_bits": 1.53,
         "mutual_information_bits": 0.83,
+        "mutual_information_bits_ci95": [0.71, 0.94],
+        "mutual_information_bits_by_chance": 0.17,
         "nmi": 0.31,
+        "nmi_by_chance": 0.065,
         "purity": 0.722,
+        "purity_by_chance": 0.405,
         "real_of_latent": [0, 2, 1, None],
         "latent_of_real": [0, 1, 1],
         "mapping_accuracy": 0.625,

@@ -65,9 +65,56 @@ def test_models_are_rows_in_every_file_that_is_written(root, capsys):
 
 def test_the_page_has_curves_and_forests_and_needs_nothing_but_itself(root):
     _, page = run(root)
-    assert page.count("<svg") == 5  # PSNR, ΔPSNR and LPIPS over the horizon, gain, paired difference
+    assert page.count("<svg") == 6  # PSNR, SSIM, LPIPS and ΔPSNR over the horizon, gain, paired difference
+    assert "Dashed: copy last frame" in page
     assert all(source.startswith("#") for source in Page(page).sources)
     assert "<script" not in page
+
+
+def test_floor_and_ceiling_stand_beside_the_models_of_a_group(root, capsys):
+    _, page = run(root)
+    rows = re.findall(r"<tr class=beside><th>([^<]+)</th><td>([\d.–]+)", page)
+    assert rows == [
+        ("copy last frame (floor)", "17.25"),
+        ("tokenizer (ceiling)", "28.75"),
+        ("random actions", "19.50"),
+        ("real frames", "–"),
+        ("the commonest action", "–"),
+    ]
+    assert "tokenizer (ceiling)" in capsys.readouterr().out
+    assert "| *copy last frame (floor)* | 17.25 [16.25, 18.25] |" in (root / "out" / "comparison.md").read_text()
+    rows = list(csv.DictReader((root / "out" / "comparison.csv").read_text().splitlines()))
+    assert [row["ceiling_psnr"] for row in rows] == ["28.75", "28.75"]
+
+
+def test_ceilings_that_differ_are_told_apart(tmp_path):
+    example_results.write(tmp_path / "a", "a", guided())
+    example_results.write(tmp_path / "b", "b", guided(ceiling_psnr=30.5))
+    _, page = run(tmp_path)
+    assert "copy last frame (floor)<" in page
+    assert "tokenizer (ceiling): a<" in page and "tokenizer (ceiling): b<" in page
+
+
+def test_equal_values_make_nobody_the_best():
+    models = {name: Measured(latent(), {}, {}, Path(name)) for name in "ab"}
+    assert best(compare(models), ["a", "b"]) == {}
+
+
+def test_worlds_with_latent_and_with_recorded_actions_are_said_to_be_told_other_things(root, tmp_path_factory, capsys):
+    _, page = run(root)
+    assert "latent actions are inferred from the very frames" in page and "very frames" in capsys.readouterr().out
+    alike = tmp_path_factory.mktemp("alike")
+    for name in "ab":
+        example_results.write(alike / name, name, guided())
+    assert "very frames" not in run(alike)[1]
+
+
+def test_other_clips_are_told_of_beside_other_protocols_too(tmp_path):
+    example_results.write(tmp_path / "a", "a", guided(), by_clip())
+    example_results.write(tmp_path / "b", "b", guided(), by_clip(seed=1))
+    example_results.write(tmp_path / "c", "c", with_protocol(guided(), prompt=4), by_clip())
+    _, page = run(tmp_path)
+    assert "its clips are not those of a" in page and "These facts differ" in page
 
 
 def test_the_best_value_of_each_column_is_marked_lower_where_lower_is_better():

@@ -100,10 +100,55 @@ def test_the_page_holds_numbers_floor_ceiling_and_real_frames(folder):
     for words in (
         "22.00", "[21.00, 23.00]", "1.23", "[0.95, 1.51]", "copy last frame (floor)", "17.25", "tokenizer (ceiling)",
         "28.75", "random actions", "19.50", "real frames", "7.5", "41.2", "[39.0, 43.5]", "310.5", "420.5", "0.615",
-        "0.835", "2.33", "0.210", "One frame is given.", "6 clips", "240 s", "10000 – 10299", "left, stay, right",
+        "0.835", "2.33", "[2.05, 2.75]", "the commonest action", "0.295", "0.210",
+        "One frame is given.", "6 clips", "240 s", "10000 – 10299", "left, stay, right",
     ):  # fmt: skip
         assert words in text, words
     assert "is missing" not in text
+
+
+def test_the_page_says_how_many_clips_of_what_were_dreamt_how(folder):
+    text = page_of(folder, "guided", "latent", "tokenizer")
+    said = "6 clips of noise (test, levels 10000 – 10299); 1 given frame, 3 predicted; 1 step, temperature 0; actions "
+    assert f"<p>guided: {said}recorded.</p>" in text and f"<p>latent: {said}inferred from the true frames.</p>" in text
+    assert "<p>tokenizer: 6 clips of noise" in text
+    assert "guided, latent</b>: latent actions are inferred from the very frames" in text
+    assert "from the very frames" not in page_of(folder, "guided", "tokenizer")
+
+
+@pytest.mark.parametrize(
+    ("facts", "title"),
+    [
+        ({"levels_trained_on": 0}, "World models on levels they never saw"),
+        ({"levels_trained_on": None}, "World models on held-out levels"),
+        ({"levels_trained_on": 3}, "World models on levels that they were trained on"),
+        ({"split": "train"}, "World models on levels that they were trained on"),
+    ],
+)
+def test_the_title_claims_no_more_than_is_known(tmp_path, facts, title):
+    results = guided()
+    example_results.write(tmp_path / "x", "x", results | {"protocol": results["protocol"] | facts})
+    assert f"<h1>{title}</h1>" in page_of(tmp_path, "x")
+
+
+def test_measures_of_latent_actions_stand_beside_what_chance_gives(folder):
+    rows = re.search(r"by chance</th>.*?<tbody>(.*?)</tbody>", page_of(folder, "latent"), re.DOTALL)[1].split("<tr>")[
+        1:
+    ]
+    cells = [re.findall(r">([^<>]+)</t[hd]>", row)[:3] for row in rows]
+    assert cells == [
+        ["mutual information, bits", "0.83 [0.71, 0.94]", "0.17"],
+        ["normalised (NMI)", "0.310 ", "0.065"],
+        ["purity", "0.722 ", "0.405"],
+        ["mapping accuracy", "0.625 [0.580, 0.670]", "0.375"],
+    ]
+    assert "of the 1.53 bits that it holds" in rows[0]
+
+
+def test_the_axis_of_delta_psnr_holds_zero():
+    results = guided(delta_psnr_by_horizon=[5.1, 5.2, 5.3])
+    (svg,) = over_horizon({"world": measured(results)}, "delta_psnr", "ΔPSNR, dB")
+    assert ">0<" in svg.replace(" ", "") or ">0.0<" in svg
 
 
 def test_what_is_missing_is_named_with_its_cure(folder):
@@ -226,7 +271,7 @@ def test_the_table_of_a_model_with_every_metric_fits_a_terminal():
     lines = tables.table({"latent": latent()}).splitlines()
     assert max(map(len, lines)) < 150
     names = re.split("  +", lines[0].strip())
-    assert names == ["latent", "copy last frame (floor)", "tokenizer (ceiling)", "random actions", "real frames"]
+    assert names == ["latent", *(label for label, _ in tables.BESIDE)]
     row = next(line for line in lines if line.startswith("FID "))
     assert row.split() == ["FID", "41.2", "[39.0,", "43.5]", "18.5", "22.5", "7.5"]
 

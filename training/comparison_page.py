@@ -52,7 +52,7 @@ def _table(compared: Compared) -> str:
         body += [_row(line) for line in lines if line.group == number]
     return (
         f'<div class="wide"><table class="results"><thead><tr><th></th>{head}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table></div><figcaption>Shaded: the best of its group, however near the next. "
+        f"<tbody>{''.join(body)}</tbody></table></div><figcaption>Shaded: the best of its group, however near others. "
         "In brackets: 95 % bootstrap interval over clips."
         f"{_about_pairs(compared)}</figcaption>" + page.details("What the columns mean", tables.legend(shown(compared)))
     )

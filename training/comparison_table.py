@@ -61,7 +61,7 @@ def table_of(compared: Compared, beside: Sequence[Beside] = BESIDE) -> tuple[lis
 
 
 def _beside(compared: Compared, number: int, names: Sequence[str], beside: Sequence[Beside]) -> Iterable[Line]:
-    """Floor, ceiling and so on, once where models of a group do not contradict each other."""
+    """Floor, ceiling and so on, once where all models of a group have the same."""
     columns = shown(compared)
     for label, keys in beside:
         found: list[tuple[list[str], dict[str, tuple[str, str]]]] = []
@@ -80,7 +80,7 @@ def _beside(compared: Compared, number: int, names: Sequence[str], beside: Seque
             cells = [(*said.get(column.key, ("", "")), False) for column in columns]
             if compared.differences:
                 cells.insert(1, ("", "", False))
-            yield Line(label if len(found) == 1 else f"{label}: {', '.join(own)}", number, False, cells)
+            yield Line(label if own == list(names) else f"{label}: {', '.join(own)}", number, False, cells)
 
 
 def shown(compared: Compared) -> list[tables.Column]:

@@ -77,9 +77,9 @@ def test_floor_and_ceiling_stand_beside_the_models_of_a_group(root, capsys):
     assert rows == [
         ("copy last frame (floor)", "17.25"),
         ("tokenizer (ceiling)", "28.75"),
-        ("random actions", "19.50"),
-        ("real frames", "–"),
-        ("the commonest action", "–"),
+        ("random actions: latent", "19.50"),
+        ("real frames: latent", "–"),
+        ("the commonest action: latent", "–"),
     ]
     assert "tokenizer (ceiling)" in capsys.readouterr().out
     assert "| *copy last frame (floor)* | 17.25 [16.25, 18.25] |" in (root / "out" / "comparison.md").read_text()

@@ -25,6 +25,11 @@ def header(title: str, remarks: Sequence[str], content: str = "") -> str:
     return f"<header><h1>{html.escape(title)}</h1>{said}{content}</header>"
 
 
+def sentences(texts: Iterable[str]) -> str:
+    """Small print, each on a line of its own."""
+    return "".join(f'<p class="small">{html.escape(text)}</p>' for text in texts)
+
+
 def section(title: str, content: str) -> str:
     """A titled part of the page; "" where there is nothing to say."""
     return f"<section><h2>{html.escape(title)}</h2>{content}</section>" if content else ""
@@ -119,6 +124,8 @@ header p { color: var(--faint); margin: 4px 0; max-width: 68ch; }
 section { margin-top: 28px; padding: 22px; background: var(--card); border: 1px solid var(--line);
   border-radius: 10px; }
 section p { margin: 0 0 12px; max-width: 76ch; }
+section p.small { max-width: none; margin: 0 0 2px; color: var(--faint); font-size: 13px; }
+.small + .wide { margin-top: 12px; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(240px, 1fr)); gap: 14px; margin-top: 22px; }
 .tile { padding: 16px 18px; background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
 .tile h3 { color: var(--faint); font-size: 14px; overflow-wrap: anywhere; }

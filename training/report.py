@@ -45,8 +45,8 @@ def write_report(
     title = _page_title(results)
     pictures = _fitting({name: _pictures_of(m, folder, name) for name, m in found.items()})
     parts = [
-        page.header(title, [*remarks, *_conditions(results)], _tiles(results)),
-        page.section("Results", tables.results_section(results)),
+        page.header(title, remarks, _tiles(results)),
+        page.section("Results", page.sentences(_conditions(results)) + tables.results_section(results)),
         page.section("Over the horizon", _horizons(found)),
         *(page.section(_title_of(name, results), _pictures(*pictures[name], folder)) for name in found),
         page.section("Use of codes and actions", _usage(results)),
@@ -84,7 +84,7 @@ def _tiles(results: Mapping[str, dict[str, Any]]) -> str:
             (f"{result[key]:{sign}.2f}", label)
             for label, key, sign in (
                 ("PSNR", "psnr", ""),
-                ("over copying, frames 2–10", "psnr_gain_h2_10", "+"),
+                ("over copying", "psnr_gain_h2_10", "+"),
                 ("ΔPSNR", "delta_psnr", ""),
             )
             if result.get(key) is not None

@@ -167,7 +167,7 @@ def conditions(result: Mapping[str, Any]) -> str:
     said += f"; {given} given frame{'s' if given > 1 else ''}, {new} predicted"
     together = facts.get("frames_per_round")
     if together is not None:
-        said += " in one go" if together == new else f", {together} a round"
+        said += " in one go" if together == new else " one by one" if together == 1 else f", {together} together"
     if facts.get("steps") is not None:
         said += f"; {facts['steps']} step{'s' if facts['steps'] > 1 else ''}, temperature {facts.get('temperature'):g}"
     return said + (f"; actions {facts['actions']}" if facts.get("actions") else "")

@@ -110,8 +110,12 @@ def test_the_page_holds_numbers_floor_ceiling_and_real_frames(folder):
 def test_the_page_says_how_many_clips_of_what_were_dreamt_how(folder):
     text = page_of(folder, "guided", "latent", "tokenizer")
     said = "6 clips of noise (test, levels 10000 – 10299); 1 given frame, 3 predicted; 1 step, temperature 0; actions "
-    assert f"<p>guided: {said}recorded.</p>" in text and f"<p>latent: {said}inferred from the true frames.</p>" in text
-    assert "<p>tokenizer: 6 clips of noise" in text
+    for sentence in (
+        f">guided: {said}recorded.<",
+        f">latent: {said}inferred from the true frames.<",
+        ">tokenizer: 6 clips",
+    ):
+        assert sentence in text
     assert "guided, latent</b>: latent actions are inferred from the very frames" in text
     assert "from the very frames" not in page_of(folder, "guided", "tokenizer")
 

@@ -40,8 +40,13 @@ def processes() -> PartialState:
 
 
 def check_required(settings: EvalSettings) -> None:
-    """Raises ValueError for a name in `eval.require` that is no metric, or one that is left out."""
+    """Raises ValueError for a name in `eval.require` that is no metric, or one that is left out or not measured."""
     for name in settings.require:
+        if name in REQUIRABLE and settings.action_to_take >= 0:
+            raise ValueError(
+                f"eval.require names {name}, but under eval.action_to_take={settings.action_to_take} nothing is "
+                "measured; take one of them out"
+            )
         if name not in REQUIRABLE:
             raise ValueError(f"eval.require names {name!r}, expected some of {', '.join(REQUIRABLE)}")
         if any(name in COSTLY[left_out] for left_out in settings.leave_out):

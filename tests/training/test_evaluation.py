@@ -426,6 +426,13 @@ def test_control_draws_pictures_and_measures_nothing(root):
     assert "metrics.json" not in written
 
 
+def test_a_world_that_knows_more_actions_than_the_data_is_drawn_under_all_of_them(root):
+    cfg = configure("genie_redux_guided", root, weights="guided_of_five", data__num_actions=5, eval__model_name="five")
+    results = run(cfg)["five"]
+    assert results["protocol"]["num_actions"] == 5 and len(results["protocol"]["action_names"]) == 3
+    assert (root / "out" / "five" / "noise" / "genie_redux_guided" / "samples" / "every_action.gif").is_file()
+
+
 def evaluate_in(num_processes: int, cfg_fpath: Path) -> str:
     process = launch(num_processes, "tests.training.workers.evaluate", str(cfg_fpath))
     assert process.returncode == 0, process.stdout
@@ -456,7 +463,13 @@ def in_the_game(kind, root, **changes):
 
 
 MEASURED = {
-    "genie_redux": ("action_following", "latent_actions", "random_actions_lpips", "copy_last_fvd", "real_fid_nearest"),
+    "genie_redux": (
+        "action_error_ratio_ci95",
+        "latent_actions",
+        "random_actions_lpips",
+        "copy_last_fvd",
+        "real_fid_nearest",
+    ),
     "tokenizer": ("codebook_counts",),
 }
 
@@ -505,10 +518,12 @@ def test_levels_that_the_model_was_trained_on_are_refused(root):
         assert run(with_training_set(name))["tokenizer"]["psnr"] is not None
     allowed = with_training_set("squares")
     allowed.eval.allow_train = True
-    assert run(allowed)["tokenizer"]["psnr"] is not None
+    results = run(allowed)["tokenizer"]
+    assert results["psnr"] is not None and results["protocol"]["levels_trained_on"] == 3
     held_out = with_training_set("squares")
     held_out.eval.dataset_name = "squares"
-    assert run(held_out)["tokenizer"]["protocol"]["split"] == "validation"
+    facts = run(held_out)["tokenizer"]["protocol"]
+    assert facts["split"] == "validation" and facts["levels_trained_on"] == 0
 
 
 def test_metrics_can_be_left_out(root):
@@ -568,6 +583,7 @@ def test_in_mixed_precision_the_model_computes_in_bf16_and_pixels_stay_fp32(sett
         ("genie_redux", {"eval__require": "[fid_nearest]"}, "eval.require=fid_nearest, but no weights-inception"),
         ("genie_redux", {"eval__require": "[lpips]", "eval__leave_out": "[lpips]"}, "take it out of one of them"),
         ("genie_redux", {"eval__leave_out": "[psnr]"}, "eval.leave_out is .*, expected some of fid, fvd"),
+        ("genie_redux_guided", {"eval__require": "fid", "eval__action_to_take": 1}, "eval.require names fid, but"),
         ("genie_redux", {"eval__mixed_precision": "fp16"}, "eval.mixed_precision is 'fp16'"),
         (
             "genie_redux",

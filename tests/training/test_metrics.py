@@ -6,7 +6,7 @@ import torch
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from training import intervals, metrics
-from training.intervals import bootstrap
+from training.intervals import bootstrap, ratio_interval
 from training.metrics import PSNR, SSIM, ClipValues
 
 
@@ -110,6 +110,18 @@ def test_the_interval_is_that_of_the_normal_law_for_many_clips():
         pytest.approx(values.mean() - error, abs=0.005),
         pytest.approx(values.mean() + error, abs=0.005),
     )
+
+
+def test_the_interval_of_a_ratio_keeps_both_values_of_a_clip_together():
+    # Clips err twice as often in the dream as in truth, however hard they are: the ratio is certain, its parts are not.
+    real = np.random.default_rng(0).uniform(0.1, 0.9, 50)
+    assert ratio_interval(2 * real, real) == pytest.approx([2, 2])
+    # Two clips, three resamples: 1/2, (1 + 3) / (2 + 2) and 3/2 with chances of 1/4, 1/2 and 1/4.
+    assert ratio_interval(np.array([1.0, 3.0]), np.array([2.0, 2.0])) == pytest.approx([0.5, 1.5])
+    assert (
+        ratio_interval(np.array([1.0, 1.0]), np.array([0.0, 1.0])) is None
+    )  # a resample without errors on real frames
+    assert ratio_interval(np.empty(0), np.empty(0)) is None
 
 
 def test_the_interval_covers_the_mean_in_most_experiments():

@@ -71,7 +71,7 @@ class _Plan:
             self.train("genie_redux_guided_published", 0.12, "genie_redux_guided", *published),
             self.evaluate("tokenizer_published", 0.02, "tokenizer", *PUBLISHED_EVALUATION),
             self.evaluate("genie_redux_guided_published", 0.025, "genie_redux_guided", *PUBLISHED_EVALUATION),
-            *self.rollouts(0.05),
+            *self.rollouts(0.14),
         ]
 
     def tiny(self) -> list[Stage]:
@@ -135,10 +135,16 @@ class _Plan:
         return Stage(f"{module}_{config}", "benchmark", share * self.seconds, command)
 
     def rollouts(self, share: float) -> list[Stage]:
-        """The speed of dreaming, once `benchmarks/rollout.py` is there."""
-        if not (ROOT / "benchmarks" / "rollout.py").is_file():
-            return []
-        return [Stage("rollout", "benchmark", share * self.seconds, (sys.executable, "-m", "benchmarks.rollout"))]
+        """The speed of dreaming in the published size, for both prediction rules."""
+        next_rule = ("--ways", "session", "graphs", "recomputed", "--samples=20", "--seconds=8")
+        in_place = (
+            "--dynamics.rule=in_place", "--inference_steps", "25", "8", "--batches", "1",
+            "--ways", "graphs", "compiled", "session", "--samples=10", "--seconds=3",
+        )  # fmt: skip
+        return [
+            Stage(name, "benchmark", part * share * self.seconds, (sys.executable, "-m", "benchmarks.rollout", *words))
+            for name, part, words in (("rollout", 0.35, next_rule), ("rollout_in_place", 0.65, in_place))
+        ]
 
 
 SMALL_WORLD = ("--data=coinrun_plain", "--dynamics=small", "--optimizer=quickstart", "--train=quickstart")

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.components.cache import TransformerCache
-from models.components.masking import refine, training_mask
+from models.components.masking import Pass, passes, refine, training_mask
 from models.components.positions import ContinuousPositionBias
 from models.components.st_transformer import STTransformer
 from models.interfaces import Sampling, StepOutput
@@ -249,8 +249,10 @@ class MaskGIT(nn.Module):
 
         window: input frames that attention over time reads; None for all.
         """
+        self._check_context(inputs.shape[1], tuple(inputs.shape[2:]), "eval.sample_num_frames")
         embeddings = self._embeddings()
-        x, condition = self._embed(inputs, actions, embeddings, at=0)
+        positions = None if self.pos_emb is None else self.pos_emb.weight[: inputs[0].numel()]
+        x, condition = self._embed(inputs, actions, embeddings, positions)
         features = self.transformer(x, self.spatial_bias(tuple(inputs.shape[2:])), condition, window=window)
         return self._scores(features, embeddings)
 
@@ -260,13 +262,12 @@ class MaskGIT(nn.Module):
             return self.token_emb.weight
         return self.token_emb.weight + self.code_projection(self.codes)
 
-    def _embed(self, inputs: Tensor, actions: Tensor, embeddings: Tensor, *, at: int) -> tuple[Tensor, Tensor | None]:
-        """The transformer's input and condition for frames from number `at` on."""
-        self._check_context(at + inputs.shape[1], tuple(inputs.shape[2:]), "eval.sample_num_frames")
+    def _embed(
+        self, inputs: Tensor, actions: Tensor, embeddings: Tensor, positions: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The transformer's input and condition; positions: rows of the position table, one for each of L·h·w."""
         x = F.embedding(inputs, embeddings)
-        if self.pos_emb is not None:
-            first = at * inputs[0, 0].numel()
-            positions = self.pos_emb.weight[first : first + inputs[0].numel()]
+        if positions is not None:
             x = x + positions.view(*inputs.shape[1:], -1)
         if self.embedding_gradient != 1:
             x = x * self.embedding_gradient + x.detach() * (1 - self.embedding_gradient)
@@ -306,10 +307,12 @@ class MaskGIT(nn.Module):
         batch, past = tokens.shape[:2]
         new = torch.full((batch, num_new, *tokens.shape[2:]), self.mask_id, device=tokens.device)
         hidden = torch.ones_like(new, dtype=torch.bool)
-        for step in range(sampling.steps):
+        turns = passes(sampling, new[0].numel(), new.device)
+        for turn in turns:
             inputs, conditions = self.rule.inputs(torch.cat([tokens, new], dim=1), actions)
             logits = self.logits(inputs, conditions, window=window)[:, -num_new:]
-            drawn, hidden = refine(logits, new, hidden, sampling, step, seeds, frame=past)
+            is_last = turn is turns[-1]
+            drawn, hidden = refine(logits, new, hidden, sampling, turn, seeds, frame=past, is_last=is_last)
             new = drawn.masked_fill(hidden, self.mask_id)
         return new
 
@@ -340,39 +343,86 @@ class MaskGIT(nn.Module):
         number of the first new frame, which keys the noise.
         """
         self.rule.check(sampling, num_new)
-        tokens, arriving = self._remember_all_but_last(tokens, arriving, cache)
-        batch, num_known = tokens.shape[:2]
-        new = torch.full((batch, num_new, *tokens.shape[2:]), self.mask_id, device=tokens.device)
-        hidden = torch.ones_like(new, dtype=torch.bool)
-        for step in range(sampling.steps):
-            inputs, conditions = self.rule.inputs_after(torch.cat([tokens, new], dim=1), arriving)
-            # Frames before the new ones' own read nothing that a later pass changes.
-            skipped = 0 if step == 0 else inputs.shape[1] - num_new
-            features = self._extended(inputs[:, skipped:], conditions[:, skipped:], cache, cache.length + skipped)
-            logits = self._scores(features[:, -num_new:], cache.embeddings)
-            drawn, hidden = refine(logits, new, hidden, sampling, step, seeds, frame=frame)
-            new = drawn.masked_fill(hidden, self.mask_id)
-        cache.transformer.commit(num_known)
+        tokens, arriving = self.catch_up(tokens, arriving, cache)
+        self.draft(tokens, cache, self.rule.input_frames(1 + num_new))
+        new = tokens.new_empty(len(tokens), num_new, *tokens.shape[2:])
+        hidden = torch.empty_like(new, dtype=torch.bool)
+        now, turns = cache.transformer.now(), passes(sampling, new[0].numel(), new.device)
+        for turn in turns:
+            ends = {"is_first": turn is turns[0], "is_last": turn is turns[-1]}
+            common = {"now": now, "sampling": sampling, "turn": turn, "seeds": seeds, "frame": frame}
+            new, hidden = self.refine_next(tokens, arriving, new, hidden, cache, **common, **ends)
+        cache.transformer.commit(1)
         return new
 
-    def _remember_all_but_last(self, tokens: Tensor, arriving: Tensor, cache: DynamicsCache) -> tuple[Tensor, Tensor]:
-        """Put known frames into the cache, as many at a time as it takes; the last is left, with its actions."""
+    def catch_up(self, tokens: Tensor, arriving: Tensor, cache: DynamicsCache) -> tuple[Tensor, Tensor]:
+        """Put known frames into the cache, as many at a time as it takes; the last is left, with its actions.
+
+        Arguments as in `extend`.
+        """
         while (left := tokens.shape[1]) > 1:
             count = min(left - 1, cache.transformer.max_new)
-            conditions = self.rule.conditions_of_known(arriving[:, : count + 1])
-            self._extended(tokens[:, :count], conditions, cache, cache.length)
+            self.draft(tokens, cache, count)
+            self.remember(tokens[:, :count], arriving[:, : count + 1], cache, now=cache.transformer.now())
             cache.transformer.commit(count)
             tokens, arriving = tokens[:, count:], arriving[:, count:]
         return tokens, arriving
 
-    @staticmethod
-    def conditions_of_known(arriving: Tensor) -> Tensor:
-        return arriving[:, :-1]
+    def draft(self, tokens: Tensor, cache: DynamicsCache, count: int) -> None:
+        """Announce passes over the next `count` frames, of as many tokens as those of `tokens` (B, m, h, w)."""
+        self._check_context(cache.length + count, tuple(tokens.shape[2:]), "eval.sample_num_frames")
+        cache.transformer.draft(count)
 
-    def _extended(self, inputs: Tensor, actions: Tensor, cache: DynamicsCache, at: int) -> Tensor:
-        """The transformer's features of these frames, (B, n, h, w, D)."""
-        x, condition = self._embed(inputs, actions, cache.embeddings, at=at)
-        return self.transformer.extend(x, condition, cache.transformer, at=at)
+    def remember(self, tokens: Tensor, arriving: Tensor, cache: DynamicsCache, *, now: Tensor) -> None:
+        """A pass over known frames (B, n, h, w) from the time `now` () on; arriving: (B, n + 1, A).
+
+        Reads nothing but tensors, so that a graph can record it.
+        """
+        times = cache.transformer.times(now, tokens.shape[1])
+        self._extended(tokens, self.rule.conditions_of_known(arriving), cache, times)
+
+    def refine_next(
+        self,
+        tokens: Tensor,
+        arriving: Tensor,
+        new: Tensor,
+        hidden: Tensor,
+        cache: DynamicsCache,
+        *,
+        now: Tensor,
+        sampling: Sampling,
+        turn: Pass,
+        seeds: Tensor,
+        frame: int | Tensor,
+        is_first: bool,
+        is_last: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """One pass over the new frames: their tokens and which of them are hidden, both (B, num_new, h, w).
+
+        tokens: (B, 1, h, w), the last known frame, at the time `now` (). arriving: (B, 1 + num_new, A). new and hidden
+        are those of the pass before; the first pass hides all. Reads nothing but tensors and what a sampling has kinds
+        of (see `refine`), so that a graph can record it.
+        """
+        if is_first:
+            new, hidden = torch.full_like(new, self.mask_id), torch.ones_like(hidden)
+        num_new = new.shape[1]
+        inputs, conditions = self.rule.inputs_after(torch.cat([tokens, new], dim=1), arriving)
+        # Frames before the new ones' own read nothing that a later pass changes.
+        skipped = 0 if is_first else inputs.shape[1] - num_new
+        times = cache.transformer.times(now, inputs.shape[1] - skipped, skipped=skipped)
+        features = self._extended(inputs[:, skipped:], conditions[:, skipped:], cache, times)
+        logits = self._scores(features[:, -num_new:], cache.embeddings)
+        drawn, hidden = refine(logits, new, hidden, sampling, turn, seeds, frame, is_last=is_last)
+        return drawn.masked_fill(hidden, self.mask_id), hidden
+
+    def _extended(self, inputs: Tensor, actions: Tensor, cache: DynamicsCache, times: Tensor) -> Tensor:
+        """The transformer's features of the frames at `times` (n,), (B, n, h, w, D)."""
+        positions = None
+        if self.pos_emb is not None:
+            rows = times[:, None] * inputs[0, 0].numel() + torch.arange(inputs[0, 0].numel(), device=times.device)
+            positions = self.pos_emb.weight.index_select(0, rows.flatten())
+        x, condition = self._embed(inputs, actions, cache.embeddings, positions)
+        return self.transformer.extend(x, condition, cache.transformer, times)
 
 
 def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:

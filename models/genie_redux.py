@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.graphs import FrameGraphs
 from models.interfaces import Clip, Observed, Rollout, Sampling, StepOutput
 from models.session import MAX_NEW, Session
 
@@ -30,6 +31,7 @@ class WorldModel(nn.Module):
         )
         self.image_size = tokenizer.image_size
         self.num_actions = actions.num_actions
+        self.graphs: FrameGraphs | None = None  # by which single frames are drawn, see `use_graphs`
 
     @property
     def is_latent(self) -> bool:
@@ -47,6 +49,23 @@ class WorldModel(nn.Module):
         vectors, action_output = self.actions(Observed(clip.frames, clip.actions), step)
         output = self.dynamics(tokens, vectors, clip.seeds, step)
         return StepOutput(output.loss + action_output.loss, output.logs | action_output.logs)
+
+    def use_graphs(self, graphs: FrameGraphs | None) -> None:
+        """Draw frame after frame by recorded graphs from now on, in sessions and rollouts; None: no longer.
+
+        Only for finished weights, where they will stay: neither training nor `to` may change them afterwards.
+        """
+        self.graphs = graphs
+
+    @property
+    def extend(self) -> Callable[..., Tensor]:
+        """`MaskGIT.extend` of the dynamics, by graphs where they are used."""
+        return self.dynamics.extend if self.graphs is None else self.graphs.extend
+
+    @property
+    def decode_next(self) -> Callable[..., Tensor]:
+        """`STViViT.decode_next` of the tokenizer, by graphs where they are used."""
+        return self.tokenizer.decode_next if self.graphs is None else self.graphs.decode_next
 
     @torch.no_grad()
     def infer(self, clip: Clip) -> Tensor:
@@ -132,7 +151,7 @@ class WorldModel(nn.Module):
         arriving = F.pad(vectors, (0, 0, 1, 0))
         for start in range(num_given, num_frames, chunk):
             count = min(chunk, num_frames - start)
-            new = self.dynamics.extend(
+            new = self.extend(
                 tokens[:, cache.length :],
                 arriving[:, cache.length : start + count],
                 cache,

@@ -60,7 +60,7 @@ class Session:
         if self._is_full():
             self._begin_anew()
         arriving = self.world.actions.embed(actions[:, None])
-        new = self.world.dynamics.extend(
+        new = self.world.extend(
             self._pending,
             torch.cat([self._arriving, arriving], dim=1),
             self._dynamics,
@@ -69,7 +69,7 @@ class Session:
             seeds=self.seeds,
             frame=self.num_frames,
         )
-        frames = self.world.tokenizer.decode_next(new, self._decoder)
+        frames = self.world.decode_next(new, self._decoder)
         self._pending, self._arriving = new, arriving
         self._tokens = self._latest(torch.cat([self._tokens, new], dim=1))
         self._actions = self._latest(torch.cat([self._actions, actions[:, None]], dim=1))

@@ -112,10 +112,18 @@ class STViViT(nn.Module):
         """The last frames of `decode`, for the last tokens (B, n, h, w) alone; they are in the cache afterwards."""
         pictures = []
         for part in tokens.split(cache.max_new, dim=1):
-            features = self.decoder.extend(self._vectors(part), None, cache, at=cache.length)
-            pictures.append(self.to_pixels(features, at=cache.length))
+            cache.draft(part.shape[1])
+            pictures.append(self.draw_next(part, cache, cache.now(), is_start=cache.length == 0))
             cache.commit(part.shape[1])
         return torch.cat(pictures, dim=1)
+
+    def draw_next(self, tokens: Tensor, cache: TransformerCache, now: Tensor, *, is_start: bool) -> Tensor:
+        """What `decode_next` does with as many tokens as the cache takes at a time, from the time `now` () on.
+
+        is_start: whether that is time 0. Reads nothing but tensors, so that a graph can record it.
+        """
+        features = self.decoder.extend(self._vectors(tokens), None, cache, cache.times(now, tokens.shape[1]))
+        return self.to_pixels(features, is_start=is_start)
 
     def _vectors(self, tokens: Tensor) -> Tensor:
         return self.quantizer.project_out(F.embedding(tokens, self.codebook()))

@@ -24,7 +24,7 @@ from training.settings import DreamSettings
 
 DEFAULTS = Path(__file__).resolve().parent.parent / "configs" / "dream" / "default.yaml"
 # Keys of that file that an environment takes; the others are about films.
-KEYS = ("roots", "tokenizer_fpath", "device", "inference_steps", "temperature", "top_k", "window")
+KEYS = ("roots", "tokenizer_fpath", "device", "session_graphs", "inference_steps", "temperature", "top_k", "window")
 MAX_STEPS = 256  # of an episode; CoinRun's own end after 1,000
 FPS = 15
 HIGHEST_SEED = 2**31

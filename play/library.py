@@ -16,7 +16,8 @@ from omegaconf import OmegaConf
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from models import pretrained
+from models import graphs, pretrained
+from models.recording import choose
 from training import checkpoint
 from training.settings import DreamSettings, PlaySettings
 
@@ -65,6 +66,7 @@ class Library:
 
     def __init__(self, settings: PlaySettings | DreamSettings, device: torch.device):
         self._settings, self._device = settings, device
+        self._graphs = choose(settings.session_graphs, device, f"{settings.group}.session_graphs")
         self._loaded: dict[str, Loaded] = {}  # the least lately used first
         self._lock = threading.Lock()
         self.entries: dict[str, Entry] = {}
@@ -125,11 +127,13 @@ class Library:
         return found[0]
 
     def load(self, entry: Entry) -> nn.Module:
-        """A world for dreaming, outside the memory that players share."""
+        """A world for dreaming, outside the memory that players share. Raises ValueError or OSError."""
         world = pretrained.load(entry.fpath, tokenizer_fpath=self._tokenizer_of(entry.fpath))
         if world.image_size is None:
             fix_size(world, entry.image_size)
-        return world.to(self._device).eval().requires_grad_(False)
+        world = world.to(self._device).eval().requires_grad_(False)
+        world.use_graphs(graphs.of(world, self._graphs))
+        return world
 
     def _chosen(self, path: Path) -> Entry:
         key = self._settings.key("model_fpath")

@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from data.clips import Clip, ClipDataset, evaluation_clips
 from data.episodes import write_json
-from models import pretrained
+from models import graphs, pretrained
+from models.recording import choose
 from training import dreams, embedding, latent_tables, messages, preparation, report, tables
 from training.rollouts import precision
 from training.rows import ENDINGS, Networks
@@ -79,7 +80,10 @@ def run(cfg: DictConfig) -> dict:
 def _run(cfg: DictConfig, settings: EvalSettings, state: PartialState) -> dict[str, Any]:
     folder = Path(settings.save_root_dpath) / settings.model_name / settings.dataset_name / cfg.name
     preparation.check_writable(folder)
+    chosen = choose(settings.session_graphs, state.device, "eval.session_graphs")
     model = preparation.load_model(cfg.model, settings, cfg.get("tokenizer_fpath")).to(state.device)
+    if hasattr(model, "use_graphs"):
+        model.use_graphs(graphs.of(model, chosen))
     dataset = preparation.open_dataset(settings, frame_skip=cfg.train.frame_skip)
     preparation.check_fit(model, dataset, settings)
     facts = {"levels_trained_on": preparation.check_levels(dataset, settings)} | protocol(model, dataset, settings)

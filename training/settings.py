@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 SAMPLE_SCHEDULES = ("cosine", "linear", "arccos", "published")
 SAMPLE_ORDERS = ("confidence", "halton")
 INFERENCE_METHODS = ("one_go", "autoregressive")
+SESSION_GRAPHS = ("auto", "true", "compiled", "false")
 COSTLY_METRICS = ("fid", "fvd", "lpips", "action_following")  # each has a network of its own
 SCHEDULE_KINDS = ("cosine", "wsd", "constant")
 LARGEST_SEED = 4_294_900_000  # numpy's, less room for the numbers of processes that are added to it
@@ -190,6 +191,7 @@ class EvalSettings(Settings):
     num_first_frames: int
     sample_num_frames: int
     mixed_precision: str | None
+    session_graphs: str
     inference_method: str
     dream_length: int
     inference_steps: int
@@ -214,7 +216,8 @@ class EvalSettings(Settings):
         if values["mixed_precision"] is False:  # yaml reads no as false
             values = values | {"mixed_precision": "no"}
         names = {key: values[key] for key in ("require", "leave_out") if isinstance(values[key], str)}
-        return values | {key: words.split(",") for key, words in names.items()}
+        values = values | {key: words.split(",") for key, words in names.items()}
+        return _with_words(values, "session_graphs")
 
     def check(self) -> None:
         self.at_least(1, "batch_size", "num_clips", "seq_step", "num_first_frames", "sample_num_frames", "reader_steps")
@@ -227,6 +230,7 @@ class EvalSettings(Settings):
         self.one_of("sample_schedule", *SAMPLE_SCHEDULES)
         self.one_of("sample_order", *SAMPLE_ORDERS)
         self.one_of("mixed_precision", None, "no", "bf16")
+        self.one_of("session_graphs", *SESSION_GRAPHS)
         if not set(self.leave_out) <= set(COSTLY_METRICS):
             self.fail("leave_out", f"some of {', '.join(COSTLY_METRICS)}")
         if self.split == "train" and not self.allow_train:
@@ -289,6 +293,7 @@ class PlaySettings(Settings):
     dataset_name: str | None
     device: str | None
     num_threads: int | None
+    session_graphs: str
     worlds_in_memory: int
     host: str
     port: int
@@ -310,7 +315,12 @@ class PlaySettings(Settings):
     upload_bytes: int
     upload_pixels: int
 
+    @classmethod
+    def normalise(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return _with_words(values, "session_graphs")
+
     def check(self) -> None:
+        self.one_of("session_graphs", *SESSION_GRAPHS)
         self.at_least(1, "num_threads", "worlds_in_memory", "max_sessions", "inference_steps", "max_inference_steps")
         self.at_least(1, "window", "upload_bytes", "upload_pixels", "max_fps")
         self.at_least(0, "temperature", "seed", "max_rewind", "port")
@@ -340,6 +350,7 @@ class DreamSettings(Settings):
     dataset_name: str | None
     device: str | None
     num_threads: int | None
+    session_graphs: str
     prompt: str
     num_first_frames: int
     actions: str | None
@@ -360,9 +371,11 @@ class DreamSettings(Settings):
             actions = str(actions)
         elif isinstance(actions, list):
             actions = ",".join(str(action) for action in actions)
-        return values | {"actions": actions, "out": out.split(",") if isinstance(out, str) else out}
+        values = values | {"actions": actions, "out": out.split(",") if isinstance(out, str) else out}
+        return _with_words(values, "session_graphs")
 
     def check(self) -> None:
+        self.one_of("session_graphs", *SESSION_GRAPHS)
         self.at_least(1, "num_threads", "num_first_frames", "num_frames", "inference_steps", "top_k", "window")
         self.at_least(0, "seed", "temperature")
         self.above_zero("fps")
@@ -401,6 +414,11 @@ class ScheduleSettings(Settings):
         if not 0 <= self.min_lr_ratio <= 1:
             self.fail("min_lr_ratio", "a value between 0 and 1")
         self.one_of("kind", *SCHEDULE_KINDS)
+
+
+def _with_words(values: dict[str, Any], name: str) -> dict[str, Any]:
+    """Settings in which a switch that has more than two positions is a word also where yaml read true or false."""
+    return values | {name: str(values[name]).lower()} if isinstance(values[name], bool) else values
 
 
 def _has_type(value: Any, hint: Any) -> bool:

@@ -57,13 +57,13 @@ class Attention(nn.Module):
         q, kv = self._project(x)
         return self.to_out(cosine_attention(q, kv, self.q_scale, self.k_scale, bias, dim))
 
-    def extend(self, x: Tensor, bias: Tensor, cache: BlockCache, times: Tensor) -> Tensor:
-        """`forward` over time for the frames x (B, n, N, D) at `times` (n,) alone; those before them are cached.
+    def extend(self, x: Tensor, bias: Tensor, cache: BlockCache, slots: Tensor) -> Tensor:
+        """`forward` over time for the frames x (B, n, N, D) alone, which go to `slots` (n,); others are cached.
 
-        bias: (heads, n, slots of the cache).
+        bias: (heads, n, all slots of the cache).
         """
         q, kv = self._project(x)
-        return self.to_out(cached_attention(q, kv, self.q_scale, self.k_scale, bias, cache.keys, cache.values, times))
+        return self.to_out(cached_attention(q, kv, self.q_scale, self.k_scale, bias, cache.keys, cache.values, slots))
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor]:
         norm, to_q, to_kv = (self.norm.gamma, self.norm.beta), self.to_q.weight, self.to_kv.weight

@@ -2,8 +2,10 @@
 
 Past frames never change and no frame reads a later one. So the keys and values of attention over time and the inputs of
 the convolutions over time are kept, in rings of one slot per frame: frame t is at slot t modulo the size. All sizes
-are fixed from the start and times are tensors, so that the same kernels run for every frame.
+are fixed from the start and times are tensors, so that the same kernels run for every frame and a graph can hold them.
 """
+
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -25,18 +27,26 @@ class Ring:
     def size(self) -> int:
         return self.values.shape[self.dim]
 
-    def write(self, times: Tensor, values: Tensor) -> None:
-        """times (n,), values (…, n at `dim`, …): kept until `size` frames later."""
-        self.values.index_copy_(self.dim, times % self.size, values.to(self.values.dtype))
+    def write(self, slots: Tensor, values: Tensor) -> None:
+        """slots (n,), values (…, n at `dim`, …): kept until `size` frames later."""
+        self.values.index_copy_(self.dim, slots, values.to(self.values.dtype))
 
-    def read(self, times: Tensor) -> Tensor:
-        return self.values.index_select(self.dim, times % self.size)
+    def read(self, slots: Tensor) -> Tensor:
+        return self.values.index_select(self.dim, slots)
 
     def fork(self) -> "Ring":
         return Ring(self.values.clone(), self.dim)
 
     def select(self, rows: Tensor) -> "Ring":
         return Ring(self.values.index_select(0, rows), self.dim)
+
+
+class Slots(NamedTuple):
+    """Where in the rings the frames of a pass are; the same in every block."""
+
+    attended: Tensor  # (n,) of keys and values
+    convolved: Tensor  # (n,) of the inputs of convolutions
+    before: Tensor  # (TAPS,) there, of the frames before the first
 
 
 class BlockCache:
@@ -54,6 +64,12 @@ class BlockCache:
         return BlockCache(convolved, change(self.keys), change(self.values))
 
 
+class Borrower(Protocol):
+    """Holds the contents of a cache's rings for a while, so that several caches can take turns in the same buffers."""
+
+    def give_back(self) -> None: ...  # copies them into the cache
+
+
 class TransformerCache:
     """What an `STTransformer` remembers of a batch, and the bias of its attention over space.
 
@@ -63,24 +79,59 @@ class TransformerCache:
     """
 
     def __init__(self, blocks: list[BlockCache], spatial_bias: Tensor, *, window: int, max_new: int, max_rewind: int):
-        self.blocks, self.spatial_bias = blocks, spatial_bias
+        self._blocks, self.spatial_bias = blocks, spatial_bias
         self.window, self.max_new, self.max_rewind = window, max_new, max_rewind
         self.length = 0
         self._num_written = 0
         self._furthest = 0  # slots were overwritten up to here, whatever was rewound since
         self._ahead = torch.arange(max_new, device=spatial_bias.device)
+        self._borrower: Borrower | None = None
+
+    @property
+    def blocks(self) -> list[BlockCache]:
+        """One cache per block, brought back from whoever works on them elsewhere."""
+        if self._borrower is not None:
+            self._borrower.give_back()
+        return self._blocks
+
+    @property
+    def layout(self) -> tuple:
+        """Caches of which this is equal can take turns in the same buffers; all blocks have rings of the same sizes."""
+        rings = (ring.values for ring in self._blocks[0].rings)
+        return self.window, self.max_new, self.spatial_bias.dtype, *((ring.shape, ring.dtype) for ring in rings)
+
+    def tensors(self) -> list[Tensor]:
+        """The contents of all rings."""
+        return [ring.values for block in self.blocks for ring in block.rings]
+
+    def lend(self, borrower: "Borrower | None") -> None:
+        """From now on the borrower has the rings' contents, until it gives them back and None follows it."""
+        self._borrower = borrower
 
     @staticmethod
-    def slots(window: int, max_new: int, max_rewind: int) -> tuple[int, int]:
+    def num_slots(window: int, max_new: int, max_rewind: int) -> tuple[int, int]:
         """Slots of the rings of attention and of the convolutions."""
         return window + max_new + max_rewind, TAPS + max_new + max_rewind + SPARE
 
-    def times(self, count: int, at: int) -> Tensor:
-        """The times of `count` frames from `at` on, (count,), for a pass that writes them."""
+    def now(self) -> Tensor:
+        """The time of the next frame, () int64, on the device."""
+        return torch.full((), self.length, device=self._ahead.device)
+
+    def times(self, now: Tensor, count: int, *, skipped: int = 0) -> Tensor:
+        """The times of the `count` frames that follow `skipped` ones from `now` on, (count,)."""
+        return self._ahead[skipped : skipped + count] + now
+
+    def slots_of(self, times: Tensor) -> Slots:
+        """The slots of frames at `times` (n,), one after the other."""
+        block = self._blocks[0]
+        size = block.convolved["temporal"].size
+        before = torch.arange(-TAPS, 0, device=times.device) + times[:1]
+        return Slots(times % block.keys.size, times % size, before % size)
+
+    def draft(self, count: int) -> None:
+        """Passes will write the next `count` frames, again and again, until `commit`."""
         assert 0 < count <= self.max_new, (count, self.max_new)
-        assert self.length <= at <= self._num_written, (self.length, at, self._num_written)
-        self._num_written = at + count
-        return self._ahead[:count] + at
+        self._num_written = self.length + count
 
     def commit(self, count: int) -> None:
         """Remember the next `count` drafted frames for good."""
@@ -106,7 +157,7 @@ class TransformerCache:
         return self._like([block.map(lambda ring: ring.select(rows)) for block in self.blocks])
 
     def num_bytes(self) -> int:
-        return sum(ring.values.nbytes for block in self.blocks for ring in block.rings)
+        return sum(ring.values.nbytes for block in self._blocks for ring in block.rings)
 
     def _like(self, blocks: list[BlockCache]) -> "TransformerCache":
         sizes = {"window": self.window, "max_new": self.max_new, "max_rewind": self.max_rewind}

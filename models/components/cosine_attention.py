@@ -34,16 +34,16 @@ def cosine_attention(q: Tensor, kv: Tensor, q_scale: Tensor, k_scale: Tensor, bi
 
 
 def cached_attention(
-    q: Tensor, kv: Tensor, q_scale: Tensor, k_scale: Tensor, bias: Tensor, keys: Ring, values: Ring, times: Tensor
+    q: Tensor, kv: Tensor, q_scale: Tensor, k_scale: Tensor, bias: Tensor, keys: Ring, values: Ring, slots: Tensor
 ) -> Tensor:
-    """`cosine_attention` over time of the frames at `times` (n,), with those before them in the rings.
+    """`cosine_attention` over time of frames that go to `slots` (n,) of the rings, with those before them there.
 
     q: (B, n, N, heads·d), kv: (B, n, N, 2·heads·d); rings: (B, N, heads, size, d); bias: (heads, n, size).
     """
     heads = len(bias)
     (q,), (k, v) = _split(q, 1, heads, 1), _split(kv, 2, heads, 1)
-    keys.write(times, _normed(k, k_scale))
-    values.write(times, v)
+    keys.write(slots, _normed(k, k_scale))
+    values.write(slots, v)
     out = F.scaled_dot_product_attention(
         _normed(q, q_scale).to(values.values.dtype).flatten(0, 1),
         keys.values.flatten(0, 1),

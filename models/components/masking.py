@@ -1,12 +1,13 @@
 """Which tokens are hidden: in training at random, in sampling by confidence (MaskGIT, Chang et al., 2022)."""
 
 import math
-from functools import cache
+from functools import cache, lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from models.components.random import gumbel, uniform
+from models.components.random import Stream, gumbel, uniform
 from models.interfaces import Sampling
 
 
@@ -28,11 +29,35 @@ def training_mask(shape: torch.Size, rate: tuple[float, float], seeds: Tensor) -
     return hidden.view(shape)
 
 
-def draw(logits: Tensor, sampling: Sampling, seeds: Tensor, stream: tuple[int, ...]) -> Tensor:
+class Pass(NamedTuple):
+    """What changes from one pass of iterative decoding to the next, on the device: () tensors."""
+
+    number: Tensor  # int64, from 0
+    num_hidden: Tensor  # int64, tokens that are still hidden after it
+    noise: Tensor  # float32, scale of the noise on the confidence
+    temperature: Tensor  # float32
+
+
+@lru_cache(maxsize=64)
+def passes(sampling: Sampling, total: int, device: torch.device) -> tuple[Pass, ...]:
+    """The passes over `total` new tokens."""
+    counts = hidden_counts(total, sampling.steps, sampling.schedule)
+    return tuple(
+        Pass(
+            torch.full((), number, device=device),
+            torch.full((), count, device=device),
+            torch.full((), sampling.noise * (1 - (number + 1) / sampling.steps), device=device, dtype=torch.float32),
+            torch.full((), sampling.temperature, device=device, dtype=torch.float32),
+        )
+        for number, count in enumerate(counts)
+    )
+
+
+def draw(logits: Tensor, sampling: Sampling, temperature: Tensor, seeds: Tensor, stream: Stream) -> Tensor:
     """Token ids (B, N) from logits (B, N, K): the most likely at temperature 0, else a sample per clip's seed."""
     if sampling.temperature == 0:
         return logits.argmax(dim=-1)
-    logits = logits / sampling.temperature
+    logits = logits / temperature
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
         smallest = logits.topk(sampling.top_k, dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < smallest, float("-inf"))
@@ -40,35 +65,45 @@ def draw(logits: Tensor, sampling: Sampling, seeds: Tensor, stream: tuple[int, .
 
 
 def refine(
-    logits: Tensor, tokens: Tensor, hidden: Tensor, sampling: Sampling, step: int, seeds: Tensor, frame: int
+    logits: Tensor,
+    tokens: Tensor,
+    hidden: Tensor,
+    sampling: Sampling,
+    turn: Pass,
+    seeds: Tensor,
+    frame: int | Tensor,
+    *,
+    is_last: bool,
 ) -> tuple[Tensor, Tensor]:
     """One pass of iterative decoding. Returns the new (tokens, hidden), both (B, K, h, w) as they came.
 
     logits: (B, K, h, w, codes). Hidden tokens are drawn; then those that come last in `sampling.order` are hidden again
-    so that the schedule's share stays masked. Tokens accepted in an earlier pass never change. frame: number of the
-    first new frame, which keys the noise.
+    so that the schedule's share stays masked; of equal ones the first. Tokens accepted in an earlier pass never change.
+    turn: the pass's numbers; of `sampling` itself only kinds are read, of whose graphs few exist. frame: number of the
+    first new frame, which keys the noise. is_last: nothing stays hidden.
     """
     shape = tokens.shape
     logits, tokens, hidden = logits.flatten(1, 3), tokens.flatten(1), hidden.flatten(1)
-    drawn = torch.where(hidden, draw(logits, sampling, seeds, (frame, step)), tokens)
-    count = hidden_counts(tokens.shape[1], sampling.steps, sampling.schedule)[step]
-    still_hidden = torch.zeros_like(hidden)
-    if count:
-        if sampling.order == "halton":
-            early = halton_priority(*shape[1:], tokens.device).expand_as(tokens)
-        else:
-            early = _confidence(logits, drawn, sampling, step, seeds, frame)
-        early = early.masked_fill(~hidden, float("inf"))
-        still_hidden.scatter_(1, early.topk(count, dim=-1, largest=False).indices, True)
+    drawn = torch.where(hidden, draw(logits, sampling, turn.temperature, seeds, (frame, turn.number)), tokens)
+    if is_last:
+        return drawn.view(shape), torch.zeros_like(hidden).view(shape)
+    if sampling.order == "halton":
+        early = halton_priority(*shape[1:], tokens.device).expand_as(tokens)
+    else:
+        early = _confidence(logits, drawn, sampling, turn, seeds, frame)
+    order = early.masked_fill(~hidden, float("inf")).sort(dim=-1, stable=True).indices
+    places = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    still_hidden = torch.empty_like(order).scatter_(1, order, places) < turn.num_hidden
     return drawn.view(shape), still_hidden.view(shape)
 
 
-def _confidence(logits: Tensor, drawn: Tensor, sampling: Sampling, step: int, seeds: Tensor, frame: int) -> Tensor:
+def _confidence(
+    logits: Tensor, drawn: Tensor, sampling: Sampling, turn: Pass, seeds: Tensor, frame: int | Tensor
+) -> Tensor:
     """Log-probability of each drawn token, (B, N), with noise that is annealed to 0 over the passes."""
     confidence = torch.log_softmax(logits.float(), dim=-1).gather(-1, drawn[..., None])[..., 0]
     if sampling.noise > 0:
-        noise = gumbel(seeds, (frame, step, 1), confidence.shape[1:])
-        confidence = confidence + sampling.noise * (1 - (step + 1) / sampling.steps) * noise
+        confidence = confidence + turn.noise * gumbel(seeds, (frame, turn.number, 1), confidence.shape[1:])
     return confidence
 
 

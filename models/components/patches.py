@@ -59,8 +59,10 @@ class PixelHead(nn.Module):
         self.patch_size = patch_size
         self.first, self.rest = (nn.Linear(dim, channels * patch_size**2) for _ in range(2))
 
-    def forward(self, x: Tensor, *, at: int = 0) -> Tensor:
-        """(B, T, h, w, D) -> (B, T, C, H, W). at: the number of the first of these frames in its clip."""
-        num_first = max(0, 1 - at)
-        patches = torch.cat([self.first(x[:, :num_first]), self.rest(x[:, num_first:])], dim=1)
+    def forward(self, x: Tensor, *, is_start: bool = True) -> Tensor:
+        """(B, T, h, w, D) -> (B, T, C, H, W). is_start: whether the first of these frames is its clip's first."""
+        num_first = 1 if is_start else 0
+        patches = self.rest(x[:, num_first:])
+        if is_start:
+            patches = torch.cat([self.first(x[:, :1]), patches], dim=1)
         return from_patches(patches, self.patch_size)

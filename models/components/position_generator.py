@@ -1,11 +1,13 @@
 """The position generator (PEG, Chu et al., 2021): where a token stands, from what is around it."""
 
+from itertools import product
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from models.components.cache import TAPS, Ring
+from models.components.cache import TAPS, Ring, Slots
 from models.components.recompute import is_eager, product_dtype
 
 
@@ -21,11 +23,13 @@ class PositionGenerator(nn.Module):
         apply = _AddPositions.apply if is_eager() else _add_positions
         return apply(x, self.dsconv.weight, self.dsconv.bias)
 
-    def extend(self, x: Tensor, past: Ring, times: Tensor) -> Tensor:
-        """`forward` for the frames x (B, n, h, w, D) at `times` (n,) alone; those before them are in `past`."""
+    def extend(self, x: Tensor, past: Ring, slots: Slots) -> Tensor:
+        """`forward` for the frames x (B, n, h, w, D) alone, which go to `slots`; those before them are in `past`."""
         weight, bias = self.dsconv.weight, self.dsconv.bias
-        frames = torch.cat([past.read(times[:1] - delay) for delay in range(TAPS, 0, -1)] + [x], dim=1)
-        past.write(times, x)
+        frames = torch.cat([past.read(slots.before), x], dim=1)
+        past.write(slots.convolved, x)
+        if not is_eager():
+            return x + _shifted(frames, weight, bias)
         out = x.clone(memory_format=torch.contiguous_format)
         for delay in range(TAPS + 1):
             delayed = frames[:, TAPS - delay : frames.shape[1] - delay]
@@ -42,6 +46,19 @@ def _add_positions(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     for delay in range(min(3, x.shape[1])):
         tap = F.conv2d(_images(x), weight[:, :, 2 - delay], None if delay else bias, padding=1, groups=len(weight))
         out[:, delay:] += _clips(tap, x.shape)[:, : x.shape[1] - delay]
+    return out
+
+
+def _shifted(frames: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The convolution of all but the first TAPS frames, as sums of shifted pictures.
+
+    The compiler makes one kernel of them. Of few frames each call of a library's convolution costs more than its work.
+    """
+    h, w = frames.shape[2:4]
+    padded, count = F.pad(frames, (0, 0, 1, 1, 1, 1)), frames.shape[1] - TAPS
+    out = bias
+    for tap, dy, dx in product(range(TAPS + 1), range(3), range(3)):
+        out = out + padded[:, tap : tap + count, dy : dy + h, dx : dx + w] * weight[:, 0, tap, dy, dx]
     return out
 
 

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.components.attention import Attention, BiaslessLayerNorm, GatedFeedForward
-from models.components.cache import BlockCache, Ring, TransformerCache, ring_bias
+from models.components.cache import BlockCache, Ring, Slots, TransformerCache, ring_bias
 from models.components.position_generator import PositionGenerator
 from models.components.positions import causal_alibi
 from models.components.recompute import add, product_dtype
@@ -50,14 +50,14 @@ class STBlock(nn.Module):
             x = self._feed_forward(axis, x)
         return x
 
-    def extend(self, x: Tensor, biases: dict[str, Tensor], cache: BlockCache, times: Tensor) -> Tensor:
-        """`forward` for the frames x (B, n, h, w, D) at `times` (n,) alone, with those before them in the cache."""
+    def extend(self, x: Tensor, biases: dict[str, Tensor], cache: BlockCache, slots: Slots) -> Tensor:
+        """`forward` for the frames x (B, n, h, w, D) alone, which go to `slots`; those before them are in the cache."""
         for axis in self.axes:
-            x = self.get_submodule(f"{axis}_peg").extend(x, cache.convolved[axis], times)
+            x = self.get_submodule(f"{axis}_peg").extend(x, cache.convolved[axis], slots)
             rows = x.flatten(2, 3)
             attention = self.get_submodule(f"{axis}_attention")
             if axis == "temporal":
-                branch = attention.extend(rows, biases[axis], cache, times)
+                branch = attention.extend(rows, biases[axis], cache, slots.attended)
             else:
                 branch = attention(rows, biases[axis], dim=AXIS_DIM[axis])
             x = self._feed_forward(axis, add(rows, branch).view_as(x))
@@ -138,20 +138,21 @@ class STTransformer(nn.Module):
     ) -> TransformerCache:
         """An empty cache for inputs (batch, …, *grid, D); the sizes are those of `TransformerCache`."""
         like = self.norm_out.gamma.new_zeros(batch, 1, *grid, len(self.norm_out.gamma))
-        slots = TransformerCache.slots(window, max_new, max_rewind)
-        blocks = [layer.start(like, *slots) for layer in self.layers]
+        num_slots = TransformerCache.num_slots(window, max_new, max_rewind)
+        blocks = [layer.start(like, *num_slots) for layer in self.layers]
         return TransformerCache(blocks, spatial_bias, window=window, max_new=max_new, max_rewind=max_rewind)
 
-    def extend(self, x: Tensor, condition: Tensor | None, cache: TransformerCache, *, at: int) -> Tensor:
-        """The last n rows of `forward` of all frames so far, for the frames x (B, n, h, w, D) from time `at` on.
+    def extend(self, x: Tensor, condition: Tensor | None, cache: TransformerCache, times: Tensor) -> Tensor:
+        """The last n rows of `forward` of all frames so far, for the frames x (B, n, h, w, D) at `times` (n,).
 
-        The frames become drafts of the cache: passes at the same time replace them until `cache.commit`.
+        The frames become drafts of the cache: passes at the same time replace them until `cache.commit`. Asks the
+        device for nothing, so that a graph can record it.
         """
-        times = cache.times(x.shape[1], at)
-        size = cache.blocks[0].keys.size
-        biases = {"spatial": cache.spatial_bias, "temporal": ring_bias(times, size, cache.window, self.heads)}
-        for index, (layer, block) in enumerate(zip(self.layers, cache.blocks, strict=True)):
-            x = layer.extend(self._modulated(index, x, condition), biases, block, times)
+        blocks, slots = cache.blocks, cache.slots_of(times)
+        temporal_bias = ring_bias(times, blocks[0].keys.size, cache.window, self.heads)
+        biases = {"spatial": cache.spatial_bias.to(product_dtype(x)), "temporal": temporal_bias.to(product_dtype(x))}
+        for index, (layer, block) in enumerate(zip(self.layers, blocks, strict=True)):
+            x = layer.extend(self._modulated(index, x, condition), biases, block, slots)
         return self.norm_out(x)
 
     def _checkpointed(self, *inputs) -> Tensor:

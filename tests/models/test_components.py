@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from models.components.attention import Attention
 from models.components.cosine_attention import COSINE_SCALE
-from models.components.masking import halton_priority, hidden_counts, masked_share, refine, training_mask
+from models.components.masking import halton_priority, hidden_counts, masked_share, passes, refine, training_mask
 from models.components.position_generator import PositionGenerator
 from models.components.positions import ContinuousPositionBias, alibi_slopes, causal_alibi
 from models.components.random import gumbel, uniform
@@ -100,9 +100,10 @@ def test_refinement_keeps_what_it_accepted_and_ends_with_nothing_hidden(schedule
     sampling = Sampling(steps=4, schedule=schedule, temperature=1.0, noise=noise, order=order)
     seeds = torch.tensor([1, 2])
     tokens, hidden = torch.zeros(2, 2, 2, 3, dtype=torch.long), torch.ones(2, 2, 2, 3, dtype=torch.bool)
-    for step in range(4):
+    for turn in passes(sampling, 12, tokens.device):
         before, open_before = tokens, hidden
-        tokens, hidden = refine(torch.randn(2, 2, 2, 3, 5), tokens, hidden, sampling, step, seeds, frame=1)
+        logits, is_last = torch.randn(2, 2, 2, 3, 5), bool(turn.number == 3)
+        tokens, hidden = refine(logits, tokens, hidden, sampling, turn, seeds, frame=1, is_last=is_last)
         assert torch.equal(tokens[~open_before], before[~open_before])
         assert (hidden & ~open_before).sum() == 0
         assert (hidden.flatten(1).sum(1) < open_before.flatten(1).sum(1)).all()
@@ -112,10 +113,22 @@ def test_refinement_keeps_what_it_accepted_and_ends_with_nothing_hidden(schedule
 def test_refinement_hides_the_least_sure_tokens_again():
     logits = torch.zeros(1, 1, 2, 2, 3)
     logits[..., 1] = torch.tensor([5.0, 1.0, 4.0, 2.0]).view(2, 2)
-    sampling = Sampling(steps=2, schedule="linear")
-    all_hidden = torch.ones(1, 1, 2, 2, dtype=torch.bool)
-    _, hidden = refine(logits, torch.zeros(1, 1, 2, 2).long(), all_hidden, sampling, 0, torch.tensor([0]), 1)
-    assert hidden.flatten().tolist() == [False, True, False, True]
+    assert _hidden_again(logits) == [False, True, False, True]
+
+
+def test_of_equally_sure_tokens_the_first_are_hidden_again():
+    logits = torch.zeros(1, 1, 2, 2, 3)
+    logits[0, 0, 0, 0, 1] = 5.0
+    assert _hidden_again(logits) == [False, True, True, False]
+
+
+def _hidden_again(logits: torch.Tensor) -> list[bool]:
+    """Which of four tokens the first of two passes hides again."""
+    sampling, seeds = Sampling(steps=2, schedule="linear"), torch.tensor([0])
+    tokens = torch.zeros(1, 1, 2, 2, dtype=torch.long)
+    turn = passes(sampling, 4, tokens.device)[0]
+    _, hidden = refine(logits, tokens, tokens == 0, sampling, turn, seeds, frame=1, is_last=False)
+    return hidden.flatten().tolist()
 
 
 def test_the_share_still_hidden_follows_the_schedule_and_falls_in_every_pass():

@@ -25,6 +25,13 @@ WAITING = {  # the size of the result, or a number for the host, depends on valu
 }
 
 
+def waits(function, args, waiting=frozenset(WAITING)) -> bool:
+    """Whether the host would wait for the result of an operation."""
+    indices = args[1] if function in (aten.index.Tensor, aten.index_put_.default) else []
+    by_mask = any(index is not None and index.dtype == torch.bool for index in indices)
+    return function in waiting or by_mask
+
+
 class Watch(TorchDispatchMode):
     def __init__(self, waiting: set):
         super().__init__()
@@ -32,9 +39,7 @@ class Watch(TorchDispatchMode):
         self.found = []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        indices = args[1] if function in (aten.index.Tensor, aten.index_put_.default) else []
-        by_mask = any(index is not None and index.dtype == torch.bool for index in indices)
-        if function in self.waiting or by_mask:
+        if waits(function, args, self.waiting):
             self.found.append(str(function))
         return function(*args, **(kwargs or {}))
 

@@ -82,6 +82,7 @@ def test_what_cannot_be_played_is_left_out_and_named(copied, capsys):
     [
         ({"roots": ["no/such/folder"]}, "no world was found below no/such/folder"),
         ({"model_fpath": "no/such/run"}, "play.model_fpath=no/such/run: no weights at"),
+        ({"session_graphs": "true"}, "play.session_graphs is true, but graphs are recorded on a GPU, .* set auto"),
     ],
 )
 def test_nothing_to_play_is_one_clear_line(copied, changes, found):
@@ -126,3 +127,17 @@ def test_a_world_that_was_trained_on_is_loaded_anew(copied):
 def test_a_device_that_is_not_there_names_the_key(name):
     with pytest.raises(ValueError, match=r"play\.device is .*does not have"):
         choose_device(name)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; torch sees none")
+def test_on_a_gpu_the_players_of_a_world_share_its_graphs(copied):
+    hall = Hall(settings_for(copied, device="cuda"))
+    entry, loaded = hall.current, hall.load(hall.current)
+    wishes, prompt = hall.wishes(entry, {}), hall.prompts.find(entry, None)
+    players = [hall.begin(loaded, prompt, wishes, False) for _ in range(2)]
+    for action in (1, 2, 3):
+        one, other = (player.step(action).dream for player in players)
+        assert (one == other).all()
+    assert loaded.world.graphs.num_bytes() > 0
+    hall.close()

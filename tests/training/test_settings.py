@@ -24,6 +24,7 @@ def test_the_yaml_fills_every_field(cfg):
     assert train.sample_num_frames == 15
     assert train.dataset_name == "coinrun_v2.0.0"
     assert evaluation.dataset_name == "coinrun_v2.0.0_test"
+    assert evaluation.session_graphs == "false"  # a word, though yaml reads no word
     assert evaluation.model_fpath == "./checkpoints/genie_redux/genie_redux"
 
 
@@ -64,6 +65,7 @@ def test_an_impossible_training_value_names_its_key(cfg, key, value, expected):
         ("sample_temperature", -0.1, "at least 0"),
         ("require", 7, "a list of texts"),
         ("num_clips", 0, "at least 1"),
+        ("session_graphs", "always", "one of auto, true, compiled, false"),
     ],
 )
 def test_an_impossible_evaluation_value_names_its_key(cfg, key, value, expected):

@@ -5,11 +5,13 @@ would read `=`, `,`, `(` or `#` in a value as syntax, and its `+` and `++` would
 composed configuration does not have is an error that names the nearest ones.
 """
 
+import copy
 import difflib
 import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +149,7 @@ def all_keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
 def _compose_groups(config: str, chosen: dict[str, str]) -> DictConfig:
     file = find_config(config)
     overrides = [f"{group}={option}" for group, option in chosen.items()]
-    name = file.stem
+    name, composed = file.stem, _composed
     if file.parent != CONFIGS:
         # Stored under a name of its own: a user's file may be called like one of ours, which it extends.
         name = "__user__"
@@ -157,11 +159,18 @@ def _compose_groups(config: str, chosen: dict[str, str]) -> DictConfig:
             raise ValueError(f"{file} is not readable as yaml: {error}") from error
         folder = str(file.parent).replace("\\", "\\\\").replace("'", "\\'")
         overrides.append(f"hydra.searchpath=['file://{folder}']")
+        composed = _composed.__wrapped__  # theirs may change meanwhile
     try:
-        with initialize_config_dir(config_dir=str(CONFIGS), version_base=None):
-            return hydra_compose(config_name=name, overrides=overrides)
+        return copy.deepcopy(composed(name, tuple(overrides)))
     except (ConfigCompositionException, HydraException, OmegaConfBaseException) as error:
         raise ValueError(f"{file.name} cannot be composed: {error}") from error
+
+
+@cache
+def _composed(name: str, overrides: tuple[str, ...]) -> DictConfig:
+    """Kept, for it takes Hydra a tenth of a second, and a pipeline asks several times for the same."""
+    with initialize_config_dir(config_dir=str(CONFIGS), version_base=None):
+        return hydra_compose(config_name=name, overrides=list(overrides))
 
 
 def _known_spellings(overrides: list[tuple[str, str]]) -> Iterator[tuple[str, str]]:
@@ -177,7 +186,7 @@ def _known_spellings(overrides: list[tuple[str, str]]) -> Iterator[tuple[str, st
 
 
 def _set(cfg: DictConfig, key: str, text: str) -> None:
-    if key not in set(all_keys(cfg)):
+    if key not in all_keys(cfg):
         raise ValueError(_unknown_key(cfg, key))
     held = _held(cfg, key)
     if isinstance(held, DictConfig) and not text.startswith(("{", "${")):
@@ -203,7 +212,7 @@ def _typed(text: str, *, is_text: bool) -> Any:
     is_text: the key holds text now, so `--name=007` stays text.
     """
     try:
-        override = OverridesParser.create().parse_override(f"key={text}")
+        override = _parser().parse_override(f"key={text}")
     except HydraException:
         return text
     if override.is_sweep_override():
@@ -212,6 +221,11 @@ def _typed(text: str, *, is_text: bool) -> Any:
     if value is None or isinstance(override._value, QuotedString):
         return value
     return text if is_text or not isinstance(value, bool | int | float | list | dict) else value
+
+
+@cache
+def _parser() -> OverridesParser:
+    return OverridesParser.create()
 
 
 def _check_interpolations(cfg: DictConfig) -> None:

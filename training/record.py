@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,8 @@ def _git(*words: str) -> str:
     return done.stdout.strip()
 
 
+@cache
 def installed_packages() -> dict[str, str]:
     """The version of every package that this Python can import, by name."""
-    found = {found.metadata["Name"]: found.version for found in importlib.metadata.distributions()}
-    return dict(sorted(found.items(), key=lambda item: item[0].lower()))
+    found = [found.metadata for found in importlib.metadata.distributions()]  # which reads the file each time
+    return dict(sorted(((one["Name"], one["Version"]) for one in found), key=lambda item: item[0].lower()))

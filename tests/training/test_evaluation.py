@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,9 +20,10 @@ from training.rollouts import dream, frames_before, precision, random_actions, r
 from training.settings import EvalSettings
 from training.setup import build_model
 
+from .workers import evaluate as worker
 from .workers import networks, tiny
+from .workers.forked import run_two
 from .workers.game import NUM_ACTIONS, SIZE, play, write_game
-from .workers.launch import launch
 
 PROMPT, HORIZON = 2, 6
 
@@ -433,12 +433,6 @@ def test_a_world_that_knows_more_actions_than_the_data_is_drawn_under_all_of_the
     assert (root / "out" / "five" / "noise" / "genie_redux_guided" / "samples" / "every_action.gif").is_file()
 
 
-def evaluate_in(num_processes: int, cfg_fpath: Path) -> str:
-    process = launch(num_processes, "tests.training.workers.evaluate", str(cfg_fpath))
-    assert process.returncode == 0, process.stdout
-    return process.stdout
-
-
 def in_the_game(kind, root, **changes):
     """7 clips of the game with ten predicted frames, and every network that a metric needs, with random weights."""
     if not (root / "data" / "squares").exists():
@@ -484,9 +478,10 @@ def test_two_processes_write_the_metrics_of_one(root, kind, monkeypatch):
         assert (expected[key] is not None) or (kind == "tokenizer" and key == "lpips_by_horizon"), key
     assert expected["num_clips"] == 7
     OmegaConf.save(two, root / "two.yaml")
-    output = evaluate_in(2, root / "two.yaml")
-    assert output.count("written to") == 1
-    assert "pooled features are those of the whole" in output and "a process without clips takes part" in output
+    done = run_two(root, module=worker.__name__)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count("written to") == 1
+    assert "pooled features are those of the whole" in done.stdout and "without clips takes part" in done.stdout
     folders = [root / name / kind / "squares" / kind for name in ("one", "two")]
     results = json.loads((folders[1] / "metrics.json").read_text())[kind]
     for key in set(SCHEMA) - {"eval_seconds", "clips_per_second"}:
@@ -505,7 +500,8 @@ def test_two_processes_write_the_metrics_of_one(root, kind, monkeypatch):
 def test_levels_that_the_model_was_trained_on_are_refused(root):
     def with_training_set(name):
         fpath = root / f"trained_on_{name}.safetensors"
-        cfg = in_the_game("tokenizer", root, eval__dataset_name="overlapping", eval__model_fpath=fpath)
+        cheap = {"eval__leave_out": "[lpips,fid,fvd]", "eval__num_samples": 0}
+        cfg = in_the_game("tokenizer", root, eval__dataset_name="overlapping", eval__model_fpath=fpath, **cheap)
         node = OmegaConf.to_container(cfg.network, resolve=True)
         save_weights(build_model(cfg.network), fpath, config=node, metadata={"dataset_name": name})
         return cfg

@@ -14,7 +14,8 @@ from training.settings import EvalSettings
 
 from .test_evaluation import KINDS, configure
 from .test_report import Page
-from .workers.launch import launch
+from .workers import evaluate as worker
+from .workers.forked import run_two
 
 CHOSEN = ("best", "median", "worst")
 
@@ -80,7 +81,7 @@ def test_two_processes_write_one_report_with_the_pictures_of_one(root):
     kind = "genie_redux_guided"
     run(configure(kind, root, eval__save_root_dpath=root / "one"))
     OmegaConf.save(configure(kind, root, eval__save_root_dpath=root / "two"), root / "two.yaml")
-    process = launch(2, "tests.training.workers.evaluate", str(root / "two.yaml"))
+    process = run_two(root, module=worker.__name__)
     assert process.returncode == 0, process.stdout
     assert process.stdout.count("written to") == 1
     one, two = (root / name / kind / "noise" / kind for name in ("one", "two"))

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.training.workers import tiny
-from tests.training.workers.launch import launch
+from tests.training.workers import sharded, tiny
+from tests.training.workers.forked import run_two
 from tests.training.workers.sharded import RUNS
 from tests.training.workers.tiny import configure
 from training import checkpoint
@@ -40,7 +40,7 @@ def trained(tmp_path_factory) -> Path:
     configure("genie_redux", root)  # writes data and the frozen tokenizer before two processes look for them
     kind, settings = RUNS["adamw"]
     train(configure(kind, root, name="adamw-one", **settings | JOINT | {"train__num_train_steps": 2}))
-    done = launch(2, "tests.training.workers.sharded", str(root), *RUNS)
+    done = run_two(root, *RUNS, module=sharded.__name__)
     assert done.returncode == 0, done.stdout
     return root
 

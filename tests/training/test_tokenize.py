@@ -2,9 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import h5py
@@ -18,7 +15,8 @@ from data.clips import ClipDataset
 from data.tokens import CachedClips
 from models import pretrained
 from tests.data.holding import another_process_holds
-from tests.training.workers import launch
+from tests.training.workers import tokenize as worker
+from tests.training.workers.forked import Forked, run_two
 from tests.training.workers.tokenize import configure, write_data
 from training import main, tokenization
 from training.settings import TokenizeSettings, TrainSettings
@@ -85,7 +83,7 @@ def test_two_processes_write_the_bytes_of_one(tmp_path):
     tokenization.run(configure(tmp_path, tokenize__batch_size=2))
     alone = contents(folder_of(tmp_path))
     shutil.rmtree(folder_of(tmp_path))
-    done = launch.launch(2, "tests.training.workers.tokenize", str(tmp_path), "tokenize__batch_size=2")
+    done = run_two(tmp_path, "tokenize__batch_size=2", module=worker.__name__)
     assert done.returncode == 0, done.stdout
     assert contents(folder_of(tmp_path)) == alone
     assert len([name for name in alone if name.endswith(".h5")]) == 4
@@ -96,14 +94,9 @@ def test_after_a_kill_the_same_command_goes_on_and_gives_the_same_bytes(tmp_path
     tokenization.run(cfg)
     unbroken = contents(folder_of(tmp_path))
     shutil.rmtree(folder_of(tmp_path))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.training.workers.tokenize", str(tmp_path), "slow=0.2", "tokenize__batch_size=2"],
-        cwd=launch.REPOSITORY,
-    )
+    process = Forked(tmp_path, "slow=0.2", "tokenize__batch_size=2", module=worker.__name__)
     tokens_dpath = tmp_path / "data" / "noise" / "tokens"
-    while not list(tokens_dpath.glob("*/train-00000.h5")):
-        assert process.poll() is None
-        time.sleep(0.02)
+    process.wait_until(lambda: list(tokens_dpath.glob("*/train-00000.h5")))
     process.kill()
     process.wait()
     folder = folder_of(tmp_path)

@@ -9,8 +9,8 @@ import torch
 from accelerate.utils import set_seed
 from safetensors.torch import load_file
 
-from tests.training.workers import tiny
-from tests.training.workers.launch import launch
+from tests.training.workers import tiny, two_processes
+from tests.training.workers.forked import run_two
 from tests.training.workers.tiny import configure
 from training.checkpoint import load_state
 from training.trainer import train
@@ -21,7 +21,7 @@ ALL = (*tiny.KINDS, *tiny.VARIANTS)
 
 
 def launch_two(root: Path, *words: str) -> subprocess.CompletedProcess:
-    return launch(2, "tests.training.workers.two_processes", str(root), *words)
+    return run_two(root, *words, module=two_processes.__name__)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
-"""Started by tests on two processes: evaluates what a saved configuration says, and pools features."""
+"""Started by tests on two processes: evaluates what ROOT/two.yaml says, and pools features."""
 
-import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -51,9 +51,9 @@ def pool_distances() -> None:
         print("a process without clips takes part")
 
 
-if __name__ == "__main__":
+def main(root: str) -> None:
     pool_features()
     pool_distances()
     with pytest.MonkeyPatch.context() as patch:
         networks.use_stand_ins(patch)
-        run(OmegaConf.load(sys.argv[1]))
+        run(OmegaConf.load(Path(root, "two.yaml")))

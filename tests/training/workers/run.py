@@ -1,4 +1,4 @@
-"""Started by tests as a process of its own: `python -m tests.training.workers.run ROOT KIND [key__sub=value …]`.
+"""Started by tests in processes of their own (see `forked`): `main(ROOT, KIND, [key__sub=value …])`.
 
 Trains a tiny model whose loss hangs on the process's own random numbers. What a test can set besides the config:
 `slow=SECONDS` waits in every step, so that a test can strike in the middle; `slow_disk=SECONDS` before each fsync;
@@ -7,7 +7,6 @@ file ROOT/stuck; `patience=SECONDS` is how long a step may go on after a signal.
 """
 
 import os
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -62,16 +61,3 @@ def main(root: str, kind: str, *words: str) -> None:
         slow_down_disk(own["slow_disk"])
     cfg = configure(kind, Path(root), **settings)
     train(cfg, objective=make_objective(Path(root), own, cfg.train.grad_accum))
-
-
-def main_writing_to(output: str, environment: dict[str, str], *arguments: str) -> None:
-    """In a process that was forked: as `main`, with stdout and stderr in a file."""
-    os.environ |= environment
-    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    main(*arguments)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

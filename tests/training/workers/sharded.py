@@ -1,6 +1,5 @@
-"""Started by torchrun in a test: `… sharded ROOT NAME …` trains what `RUNS` says under each name, weights sharded."""
+"""Started by a test on two processes: `main(ROOT, NAME, …)` trains what `RUNS` says of each name, weights sharded."""
 
-import sys
 from pathlib import Path
 
 import torch
@@ -53,8 +52,8 @@ def step_that_does_nothing(run: Trainer) -> None:
     assert all(torch.equal(weight.to_local(), value) for weight, value in zip(weights, before, strict=True))
 
 
-if __name__ == "__main__":
+def main(root: str, *names: str) -> None:
     compiling.BACKEND = "aot_eager"
-    for name in sys.argv[2:]:
-        train(Path(sys.argv[1]), name)
+    for name in names:
+        train(Path(root), name)
     PartialState().destroy_process_group()

@@ -1,9 +1,8 @@
-"""Started by tests as a process of its own: `python -m tests.training.workers.tokenize ROOT [key__sub=value …]`.
+"""Started by tests in processes of their own: `main(ROOT, [key__sub=value …])`.
 
 Writes the tokens of the sharded dataset. `slow=SECONDS` waits before every batch, so that a test can strike meanwhile.
 """
 
-import sys
 import time
 from pathlib import Path
 
@@ -62,7 +61,3 @@ def main(root: str, *words: str) -> None:
     settings = dict(word.split("=", 1) for word in words)
     slow_down(float(settings.pop("slow", 0)))
     tokenization.run(configure(Path(root), **settings))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -1,11 +1,10 @@
-"""Started by torchrun in a test: `… two_processes ROOT KIND … [key__sub=value …]`.
+"""Started by a test on two processes: `main(ROOT, KIND, …, [key__sub=value …])`.
 
 Trains each kind under its own name and writes every rank's weights; `one_bad_rank` lets rank 1's loss go astray, once
 where that stops the training and once where it goes on; `from_one` goes on with a run of one process and writes every
 rank's random state as it starts.
 """
 
-import sys
 from pathlib import Path
 
 import torch
@@ -73,7 +72,3 @@ def main(root: str, *words: str) -> None:
             else:
                 train_kind(Path(root), kind, settings)
     PartialState().destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

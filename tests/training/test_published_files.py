@@ -38,6 +38,7 @@ def test_evaluation_takes_published_files(kind, root):
         "eval__num_clips": 2,
         "eval__batch_size": 2,
         "eval__num_samples": 0,
+        "eval__reader_steps": 2,
         "eval__save_root_dpath": root / "out",
         "eval__weights_dir": root / "weights",
         "eval__model_fpath": root / f"{kind}.pt",

@@ -5,6 +5,9 @@ skipped, so that resuming, another number of processes and another number of loa
 """
 
 import itertools
+import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -243,10 +246,30 @@ def _from_processes(batches: _Batches, num_workers: int, pin_memory: bool) -> It
         sampler=itertools.count(),
         num_workers=num_workers,
         pin_memory=pin_memory,
+        worker_init_fn=_leave_signals_to_the_training,
         generator=torch.Generator(),  # or the loader draws its workers' seed from torch's global generator
     )
     clips = map(_unwrapped, loader)
     return clips if pin_memory else _handed_over(clips)  # the thread that pins takes them over as well
+
+
+def _leave_signals_to_the_training(_: int) -> None:
+    """In a loader process: it ends when the training says so or is gone, and on no other signal that can be left alone.
+
+    Schedulers and terminals signal every process of a job. Torch's loader processes die of SIGTERM, and with them the
+    training that would have saved.
+    """
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_end_when_the_training_says_so, daemon=True).start()
+
+
+def _end_when_the_training_says_so() -> None:
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def _handed_over(clips: Iterator[Clip]) -> Iterator[Clip]:

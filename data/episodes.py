@@ -81,14 +81,19 @@ READS_AHEAD = 16  # batches read ahead from the disk after one that had to wait 
 
 
 def write_json(fpath: Path, content: dict[str, Any]) -> None:
-    """Write a small JSON file atomically."""
+    """Write a small JSON file atomically. Raises OSError with one line where that fails."""
     temporary = fpath.with_name(f".{fpath.name}.tmp")
-    with open(temporary, "w") as file:
-        json.dump(content, file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, fpath)
+    try:
+        with open(temporary, "w") as file:
+            json.dump(content, file, indent=1)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, fpath)
+    except OSError as error:
+        raise OSError(
+            f"cannot write {fpath} ({error.strerror}); free some space or choose another folder, then run this again"
+        ) from None
 
 
 def read_info(root: Path | str, name: str) -> dict[str, Any]:

@@ -75,7 +75,6 @@ def import_recordings(target: Target, recordings: Sequence[Recording]) -> Summar
     Raises ValueError where its folder belongs to another import or none of the recordings can be read, OSError where
     the disk is full. Shards that are finished by then stay, and the next call goes on behind them.
     """
-    target.folder.mkdir(parents=True, exist_ok=True)
     with claim(target.folder, cure="wait for it, or set another --name"):
         journal = Journal(target.folder, target.origin, skipped=dict(target.skipped))
         journal.recall()

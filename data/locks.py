@@ -38,26 +38,45 @@ class Claim:
         finally:
             _unlock(self._file, 0, 1)
 
+    def take_everything(self) -> bool:
+        """Hold all parts; False where another process holds one of them."""
+        return _lock(self._file, 1, 0)  # no length means everything
+
 
 @contextmanager
 def claim(folder: Path, parts: range = EVERYTHING, *, cure: str) -> Iterator[Claim]:
-    """Hold these parts of a folder; ValueError where another process holds one of them, with `cure` as its last words.
+    """Hold these parts of a folder, which is made where it is missing.
 
-    Such locks belong to the process: within one, nothing stops a second claim, and opening `.lock` a second time and
-    closing it gives up the first one's.
+    Raises ValueError where another process holds one of them, with `cure` as its last words, and OSError with one line
+    where the folder cannot be written. Such locks belong to the process: within one, nothing stops a second claim, and
+    opening `.lock` a second time and closing it gives up the first one's.
     """
+    with _refusal_in_words(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / FILE).touch()
     with open(folder / FILE, "a+") as file:
         if parts:  # no length means everything
             if not _lock(file, 1 + parts.start, len(parts)):
                 what = folder if parts == EVERYTHING else f"{folder}: one of shards {parts.start} to {parts.stop - 1}"
                 raise ValueError(f"{what} is being written by another process ({_who_holds(file, parts)}); {cure}")
-            file.write(f"{parts.start} {parts.stop} process {os.getpid()} on {os.uname().nodename}\n")
-            file.flush()
+            with _refusal_in_words(folder):
+                file.write(f"{parts.start} {parts.stop} process {os.getpid()} on {os.uname().nodename}\n")
+                file.flush()
         try:
             yield Claim(file)
         finally:
             if parts == EVERYTHING:  # nobody else is here: all that the text says is of the past
                 file.truncate(0)
+
+
+@contextmanager
+def _refusal_in_words(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"cannot write to {folder} ({error.strerror}); free some space there, or choose another folder"
+        ) from None
 
 
 def _lock(file: TextIO, start: int, length: int, *, wait: bool = False) -> bool:

@@ -59,6 +59,7 @@ def run(arguments: list[str]) -> int:
     settings = read_settings(config, overrides)
     for hint in filter(None, (_hint_on_buttons(settings), _hint_on_splits(settings), overlap.in_words(settings))):
         print(f"note: {hint}", flush=True)
+    settings.policy()  # an agent that cannot play this is refused here, before anything is written
     print(_what_happened(settings, part, generate(settings, part)))
     return 0
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data.episodes import END_REASONS, FORMAT, UNFINISHED, open_shard, summarise_shard, write_json
-from data.locks import claim
+from data.locks import Claim, claim
 from data_generation.provenance import versions
 from data_generation.recording import REVISION
 from data_generation.settings import Settings
@@ -67,10 +67,10 @@ def generate(settings: Settings, part: Part = Part()) -> Summary:  # noqa: B008 
     """
     folder, shards = settings.folder, plan(settings)
     numbers = part.of(len(shards))
-    folder.mkdir(parents=True, exist_ok=True)
     with claim(folder, numbers, cure="wait for it, or set another --name") as claimed:
         with claimed.alone():
             _refuse_another_config(folder, settings)
+            is_new = not (folder / "info.json").exists() and not (folder / UNFINISHED).exists()
             if not (folder / "info.json").exists():
                 _mark_unfinished(folder, settings)
         ours = [shards[number] for number in numbers]
@@ -82,11 +82,16 @@ def generate(settings: Settings, part: Part = Part()) -> Summary:  # noqa: B008 
         elsewhere = [
             shard for number, shard in enumerate(shards) if number not in numbers and not (folder / shard.file).exists()
         ]
-        counts = _write_missing(settings, Job(ours, missing, elsewhere)) if missing else Counts(0, 0.0, 0.0)
+        try:
+            counts = _write_missing(settings, Job(ours, missing, elsewhere)) if missing else Counts(0, 0.0, 0.0)
+        except BaseException:
+            if is_new:
+                _forget_what_never_began(folder, claimed)
+            raise
         with claimed.alone():
             num_missing = sum(not (folder / shard.file).exists() for shard in shards)
             if not num_missing and not _is_complete(folder, shards):
-                _write(folder / "info.json", _info(settings, shards))
+                write_json(folder / "info.json", _info(settings, shards))
                 (folder / UNFINISHED).unlink()
         return Summary(len(missing), counts, False, num_missing)
 
@@ -98,7 +103,13 @@ def _is_complete(folder: Path, shards: Sequence[Shard]) -> bool:
 
 def _mark_unfinished(folder: Path, settings: Settings) -> None:
     if not (folder / UNFINISHED).exists():
-        _write(folder / UNFINISHED, _origin(settings))
+        write_json(folder / UNFINISHED, _origin(settings))
+
+
+def _forget_what_never_began(folder: Path, claimed: Claim) -> None:
+    """Remove the mark of a run that came to no shard, so that another config may have the name."""
+    if not any(folder.glob("*.h5")) and claimed.take_everything():
+        (folder / UNFINISHED).unlink(missing_ok=True)
 
 
 def _write_missing(settings: Settings, job: Job) -> Counts:
@@ -135,15 +146,6 @@ def _is_intact(fpath: Path, shard: Shard) -> bool:
         reason = str(error).split(";")[0]
     print(f"{reason}; it is written again", flush=True)
     return False
-
-
-def _write(fpath: Path, content: dict[str, Any]) -> None:
-    try:
-        write_json(fpath, content)
-    except OSError as error:
-        raise OSError(
-            f"cannot write {fpath}: {error.strerror}; free some space and run this again, all shards are kept"
-        ) from None
 
 
 # ----------------------------------------------------------------------------------------------- where the data is from

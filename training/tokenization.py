@@ -125,7 +125,6 @@ def _look(work: Work, held: ExitStack) -> list[tuple[str, Piece]]:
 
     held: keeps the folder's lock. Raises ValueError where another has it, and where the disk has no room.
     """
-    work.folder.mkdir(parents=True, exist_ok=True)
     held.enter_context(claim(work.folder, cure="wait until it has finished"))
     for split, pieces in work.pieces.items():
         useless = set(work.folder.glob(f"{split}-*.h5")) - {work.folder / piece.file for piece in pieces}

@@ -337,6 +337,12 @@ except OSError as error:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_small_file_that_cannot_be_written_is_named_in_one_line(tmp_path):
+    (tmp_path / ".info.json.tmp").mkdir()
+    with pytest.raises(OSError, match=r"^cannot write \S*/info.json \(Is a directory\); free some space or choose"):
+        write_json(tmp_path / "info.json", {})
+
+
 def test_damaged_compressed_frames_are_named_when_they_are_read(tmp_path):
     make_dataset(tmp_path, "toy", LENGTHS, compression="gzip")
     fpath = tmp_path / "toy" / "train-00001.h5"

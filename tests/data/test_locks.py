@@ -74,3 +74,18 @@ def test_a_file_system_without_locks_is_used_with_a_warning(tmp_path, monkeypatc
     with claim(tmp_path, cure=CURE) as claimed, claimed.alone():
         pass
     assert capsys.readouterr().err.count("has no locks; see to it that no two jobs") == 1
+
+
+def test_everything_can_be_taken_while_nobody_else_holds_a_part(tmp_path):
+    with claim(tmp_path, range(2), cure=CURE) as claimed:
+        with another_process_holds(tmp_path, range(4, 5)):
+            assert not claimed.take_everything()
+        assert claimed.take_everything()
+
+
+@pytest.mark.parametrize("where, reason", [("file", "File exists"), ("file/below", "Not a directory")])
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, where, reason):
+    (tmp_path / "file").touch()
+    refused = pytest.raises(OSError, match=rf"^cannot write to {tmp_path / where} \({reason}\); free some space there")
+    with refused, claim(tmp_path / where, cure=CURE):
+        pass

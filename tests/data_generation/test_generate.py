@@ -97,6 +97,8 @@ def test_a_run_that_cannot_fit_on_the_disk_is_refused_before_it_starts(tmp_path,
     with pytest.raises(ValueError, match=r"root_dpath=.* has 0.10 MB free, but about .* MB are needed"):
         generate(settings)
     assert not list(settings.folder.glob("*.h5"))
+    monkeypatch.undo()
+    assert generate(settings_for(tmp_path, n_instances="4")).num_shards == 1  # fewer, as the line says
 
 
 def test_compression_counts_when_the_disk_is_asked_for_room(tmp_path, monkeypatch):
@@ -249,6 +251,8 @@ def test_levels_that_another_set_tests_on_are_told(made, tmp_path, capsys):
         (["--image_size=8"], "image_size=8 is outside 16 to 512"),
         (["--name=a/b"], "name='a/b' must be the name of a folder"),
         (["--use_backgrounds=maybe"], "use_backgrounds='maybe' must be bool"),
+        (["--config=coinrun_ppo", "--game=maze"], "plays coinrun with 7 actions, not game=maze"),
+        (["--config=coinrun_ppo", "--agent_fpath=README.md"], "agent_fpath=README.md cannot be read"),
         (["--split=tset"], "split=tset is not one of null, train, validation, test; did you mean test?"),
     ],
 )

@@ -4,6 +4,7 @@ import copy
 import signal
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -111,3 +112,19 @@ def test_copies_use_the_same_memory_again_and_do_not_follow_the_original():
     assert first["a"].tolist() == [1, 1, 1] and first["b"][1:] == [5, ("x", None)]
     second = memory.copy(original)
     assert second["a"].data_ptr() == first["a"].data_ptr() and second["a"].tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_to_every_process_of_a_job_ends_the_training_well_and_its_loaders_with_it(tmp_path, number):
+    """As clusters, service managers and terminals send it; a step needs more clips than are loaded ahead."""
+    configure("noisy_line", tmp_path)
+    words = ["train__num_train_steps=100000", "train__num_workers=2", "train__grad_accum=16", "slow=0.02"]
+    process = Forked(tmp_path, "noisy_line", *words)
+    folder = run_folder(tmp_path, "noisy_line", "tokenizer")
+    process.wait_until(lambda: read_metrics(folder))
+    loaders = psutil.Process(process.pid).children()
+    assert len(loaders) == 2
+    for each in (*loaders, process):
+        (each.send_signal if each is not process else each.kill)(number)
+    assert process.wait() == (130 if number == signal.SIGINT else 0), process.output
+    assert last_step(folder) >= 1 and not psutil.wait_procs(loaders, timeout=10)[1]

@@ -23,6 +23,7 @@ _context.set_forkserver_preload([run.__name__, "torch._dynamo"])  # the latter c
 
 def _main(output: str, environment: dict[str, str], module: str, *words: str) -> None:
     os.environ |= environment
+    multiprocessing.set_start_method("fork", force=True)  # of loader processes, as in a training that a person starts
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)

@@ -133,8 +133,9 @@ def spread(total: int, count: int) -> list[int]:
 def write_map(folder: Path, model_fpath: str, table: dict, names: list[str]) -> None:
     """`latent_actions.json` in the evaluation's folder, and in the run folder of the weights if they lie in one.
 
-    names: of the recorded actions. Names that people gave to latent actions in the run folder stay there. A run folder
-    that cannot be written to is left alone. `play/latent_actions.py` says what the keys mean.
+    names: of the recorded actions. In the run folder, where players read it, names that people gave to latent actions
+    stay, and so does what more transitions under the same weights have told. A run folder that cannot be written to is
+    left alone. `play/latent_actions.py` says what the keys mean.
     """
     content = {
         "num_actions": len(table["real_of_latent"]),
@@ -144,18 +145,25 @@ def write_map(folder: Path, model_fpath: str, table: dict, names: list[str]) -> 
     }
     write_json(folder / FILE, content)
     step_dpath = pretrained.resolve_fpath(model_fpath).parent
-    if step_dpath.name.startswith("step-"):
-        fpath = step_dpath.parent / FILE
-        try:
-            write_json(fpath, content | {"names": _given_names(fpath, content["num_actions"])})
-        except OSError as error:
-            print(f"{step_dpath.parent} cannot be written to ({error.strerror}): {FILE} lies only in {folder}")
-
-
-def _given_names(fpath: Path, num_codes: int) -> list[str] | None:
-    """What people called the latent actions in a file that is about to be replaced; None where they did not."""
+    if not step_dpath.name.startswith("step-"):
+        return
+    fpath = step_dpath.parent / FILE
+    before = _read_map(fpath)
+    is_alike = all(before.get(key) == content[key] for key in ("num_actions", "step", "real_names"))
+    if is_alike and np.sum(before.get("counts") or 0) > np.sum(content["counts"]):
+        return
+    given = before.get("names")
+    is_given = isinstance(given, list) and len(given) == content["num_actions"]
     try:
-        given = json.loads(fpath.read_text(encoding="utf-8"))["names"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # there is no such file, or none that anybody could read names off
-    return given if isinstance(given, list) and len(given) == num_codes else None
+        write_json(fpath, content | {"names": given if is_given else None})
+    except OSError as error:
+        print(f"{step_dpath.parent} cannot be written to ({error.strerror}): {FILE} lies only in {folder}")
+
+
+def _read_map(fpath: Path) -> dict:
+    """What lies there; {} for nothing, or for what is no such file."""
+    try:
+        found = json.loads(fpath.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

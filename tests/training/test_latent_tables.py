@@ -1,6 +1,7 @@
 """Tables of latent against recorded actions: joint tables known by hand, and scikit-learn as reference."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from sklearn.metrics import mutual_info_score, normalized_mutual_info_score
 
 from models.pretrained import save_weights
+from play import latent_actions
 from training import latent_tables
 from training.agreement import joint_counts
 from training.latent_tables import LatentActions, labelled_clips, learn_map, spread, tables
@@ -115,6 +117,45 @@ def test_the_map_is_written_beside_the_evaluation_and_into_the_run_folder(tmp_pa
     given.write_text(json.dumps(written[1] | {"names": ["fly", "swim"], "counts": [[9]]}))
     latent_tables.write_map(tmp_path / "evaluation", str(tmp_path / "run"), table, ["left", "stay", "right"])
     assert json.loads(given.read_text()) == written[1] | {"names": ["fly", "swim"]}, "what people wrote stays"
+
+
+@pytest.fixture
+def run_dpath(tmp_path):
+    """A run whose latent actions were put beside the real ones: code 0 is `right`, code 1 is `left`."""
+    fpath = tmp_path / "run" / "step-00000007" / "model.safetensors"
+    save_weights(torch.nn.Linear(1, 1), fpath, config={}, metadata={"step": 7})
+    write_map_of(tmp_path / "run", clips=8)
+    return tmp_path / "run"
+
+
+def write_map_of(run_dpath, clips, codes=(0, 1, 1)):
+    table = tables(np.tile(codes, (clips, 4)), np.tile([2, 0, 0], (clips, 4)), 2, 3)
+    (run_dpath.parent / "evaluation").mkdir(exist_ok=True)
+    latent_tables.write_map(run_dpath.parent / "evaluation", str(run_dpath), table, ["left", "stay", "right"])
+
+
+def test_players_read_the_map_and_name_the_actions_after_it(run_dpath):
+    known = latent_actions.read(run_dpath, 2)
+    assert known.names is None and known.shown() == ["right", "left"]
+    assert known.real_of_latent == [2, 0] and known.latent_of_real == [1, 0, 0]
+
+
+def test_another_evaluation_keeps_the_names_that_a_person_gave(run_dpath):
+    known = latent_actions.read(run_dpath, 2)
+    latent_actions.write(run_dpath, replace(known, names=["hop", "back"]))
+    write_map_of(run_dpath, clips=9)
+    assert latent_actions.read(run_dpath, 2).shown() == ["hop", "back"]
+    assert np.sum(latent_actions.read(run_dpath, 2).counts) == 9 * 12
+
+
+def test_a_smaller_evaluation_of_the_same_weights_takes_nothing_back(run_dpath):
+    write_map_of(run_dpath, clips=2, codes=(1, 0, 0))
+    assert latent_actions.read(run_dpath, 2).shown() == ["right", "left"]
+    write_map_of(run_dpath, clips=8, codes=(1, 0, 0))
+    assert latent_actions.read(run_dpath, 2).shown() == ["left", "right"]
+    (run_dpath / latent_tables.FILE).write_text("damaged")
+    write_map_of(run_dpath, clips=2)
+    assert latent_actions.read(run_dpath, 2).shown() == ["right", "left"]
 
 
 def test_numbers_are_spread_evenly():

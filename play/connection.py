@@ -123,9 +123,11 @@ class Connection:
         handler = self._handlers.get(message["type"])
         if handler is None:
             raise messages.unknown(message["type"], self._handlers)
-        if handler != self._acknowledge:  # a page draws frames by itself
-            self._last_input = time.monotonic()
-        await handler(message)
+        try:
+            await handler(message)
+        finally:
+            if handler != self._acknowledge:  # a page draws frames by itself
+                self._last_input = time.monotonic()  # only now: who waits for a world to be loaded is there
         self._changed.set()
 
     async def _start(self, message: dict[str, Any]) -> None:

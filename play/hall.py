@@ -198,6 +198,7 @@ class Hall:
             "action_names": names,
             "suggested_names": self.names(entry).suggested() if entry.is_latent else None,
             "neutral": keys.get("", 0),
+            "agreement": self.names(entry).agreement() if entry.is_latent else None,
             "keys": keys,
             "has_reality": self.game(entry) is not None,
         }

@@ -90,6 +90,16 @@ class LatentActionNames:
         """What the map says of the real actions that arrows stand for."""
         return arrows.bindings(self.mapped(), self.mapped().values())
 
+    def agreement(self) -> tuple[float, float] | None:
+        """Shares of the counted transitions: whose real action is the one that their latent one stands for, and whose
+        is the most frequent of all. Where both are alike, arrows say little about what will be seen."""
+        if self.counts is None or self.real_of_latent is None or not np.any(self.counts):
+            return None
+        counts = np.array(self.counts)
+        stands_for = [(latent, real) for latent, real in enumerate(self.real_of_latent) if real is not None]
+        right = sum(counts[pair] for pair in stands_for)
+        return float(right / counts.sum()), float(counts.sum(axis=0).max() / counts.sum())
+
     def mapped(self) -> dict[str, int]:
         """The latent action for each real one that was seen at all."""
         if self.real_names is None or self.latent_of_real is None or self.counts is None:

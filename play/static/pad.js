@@ -108,7 +108,16 @@ export class Pad {
     };
     const edit = make("button", { type: "button", id: "edit-names", textContent: "Name actions" });
     edit.onclick = () => this.#edit(world);
-    return make("div", { className: "row" }, make("label", {}, "At rest: ", rest), edit);
+    return make("div", { className: "row" }, make("label", {}, "At rest: ", rest), edit, this.#agreement(world));
+  }
+
+  /** How far the arrows of a latent world are to be trusted. */
+  #agreement({ agreement }) {
+    if (!agreement) return "";
+    const [right, usual] = agreement.map((share) => `${Math.round(100 * share)} %`);
+    const text = `Arrows fit ${right} of real moves, guessing ${usual}`;
+    const title = "Of recorded moves the world has not seen: how many do what their latent action stands for, and how many the most frequent one";
+    return make("span", { className: "hint", textContent: text, title });
   }
 
   #edit(world) {

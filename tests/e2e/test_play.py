@@ -260,7 +260,7 @@ def test_arrows_play_a_latent_world_that_nobody_named_yet(page, folder):
 
 def test_latent_actions_have_numbers_and_names_that_last(page, server, browser):
     switch_to(page, "genie_redux")
-    assert page.locator("#pad [data-wish]").count() == 7 and page.locator("#reality-view").is_hidden()
+    assert page.locator("#pad .grid [data-wish]").count() == 7 and page.locator("#reality-view").is_hidden()
     page.locator("#edit-names").click()
     page.locator("#pad input").nth(2).fill("fly away")
     page.locator("#pad input").nth(4).fill("go right")
@@ -315,11 +315,16 @@ def with_settings(folder: Path, **changes) -> PlaySettings:
 
 
 def test_who_holds_a_key_down_is_there_and_who_lets_go_of_all_is_not(browser, folder):
-    idle_seconds = 2.5
-    with serving(with_settings(folder, idle_seconds=idle_seconds)) as (address, _), opened(browser, address) as page:
+    with serving(with_settings(folder, idle_seconds=4.0)) as (address, _), opened(browser, address) as page:
         until(page, lambda: frame(page) > 1)
         page.keyboard.down("ArrowRight")
-        page.wait_for_timeout(2000 * idle_seconds)
+        page.evaluate(
+            """window.sent = [];
+            const send = WebSocket.prototype.send;
+            WebSocket.prototype.send = function (text) { sent.push(text); send.call(this, text); };
+            null"""
+        )
+        until(page, lambda: page.evaluate("""sent.filter((text) => text.includes('"here"')).length""") >= 3)
         assert text(page, "#status") == "playing" and text(page, "#doing") == "RIGHT"
         page.keyboard.up("ArrowRight")
         until(page, lambda: "your place was given to others" in text(page, "#notice"))

@@ -53,6 +53,12 @@ def test_arrows_press_the_latent_actions_of_the_map_unless_people_named_others()
     assert never_left.pressed() == {"": 3, "ArrowRight": 0}, "of LEFT nothing is known"
 
 
+def test_how_far_the_map_holds_is_counted_beside_the_most_frequent_action():
+    right, most_frequent = COUNTED.agreement()
+    assert right == pytest.approx((5 + 3 + 4) / 14) and most_frequent == pytest.approx(8 / 14)
+    assert LatentActionNames(2).agreement() is None
+
+
 @pytest.mark.parametrize("skip", [1, 2])
 def test_the_table_counts_what_the_action_model_reads_off_held_out_clips(root, skip):
     world = pretrained.load(root / "outputs" / LATENT)

@@ -1,6 +1,7 @@
 """The command line: what composes, how values are read, and one line for every mistake."""
 
 import inspect
+import re
 import subprocess
 import sys
 import types
@@ -359,6 +360,25 @@ def test_help_shows_the_command_and_every_key_with_its_value(capsys):
         "--dynamics=maskgit|",
     ):
         assert line in shown
+
+
+def test_help_tells_of_a_key_what_the_file_says_that_its_value_is_from(capsys):
+    """configs/train/quickstart.yaml says "once, at the end" of its 100,000, which the default's 1,000 are not."""
+    main.main(["--config=tokenizer.yaml", "--help"])
+    assert "once, at the end" not in capsys.readouterr().out
+    main.main(["--config=tokenizer.yaml", "--help", "--train=quickstart"])
+    assert "--train.validate_every=100000                    once, at the end" in capsys.readouterr().out
+    main.main(["--config=tokenizer.yaml", "--help", "--train.batch_size=9"])
+    assert "--train.batch_size=9                             clips per process" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("mode", ["play", "dream", "compare"])
+def test_help_of_a_mode_that_needs_no_config_shows_its_own_keys_only(mode, capsys):
+    assert main.main([f"--mode={mode}", "--help"]) == 0
+    shown = capsys.readouterr().out
+    keys = [line for line in shown.splitlines() if re.match(r"--[\w.]+=", line)]
+    assert keys and all(line.startswith(f"--{mode}.") for line in keys)
+    assert "bash run.sh --config=NAME.yaml" in shown and "tokenizer.yaml:" not in shown
 
 
 def test_list_shows_all_configs_groups_and_options():

@@ -11,7 +11,8 @@
 #                           dream writes a film of a dream (GIF, MP4), and needs no config;
 #                           test runs pytest, in LAMP_TEST_PROCESSES processes (cores and one more, at most four), and
 #                           hands it the other arguments;
-#                           generate is data_generation/generate.py, with its own configs
+#                           generate is data_generation/generate.py, with its own configs;
+#                           setup only makes the environment, if it is not there
 #   --num_processes=N       processes in all: one per GPU, or any number on CPU
 #   --key.sub=value         any key of the config; of repeated keys the last counts
 #   --group=option          another file of a group, such as --tokenizer=small
@@ -32,7 +33,7 @@ while (($#)); do
     --num_processes=* | --num_machines=* | --machine_rank=* | --main_process_ip=* | --main_process_port=*)
       printf -v "${name#--}" %s "$value" ;;
     --accelerate_config=*) accelerate_config=$([[ -f $value ]] && realpath "$value" || echo "$value") ;;
-    --mode=test | --mode=generate) mode=${1#*=} ;;
+    --mode=test | --mode=generate | --mode=setup) mode=${1#*=} ;;
     --config=*) arguments+=("--config=$([[ -f $value ]] && realpath "$value" || echo "$value")") ;;
     --help | -h | --list) asks=$1; arguments+=("$1") ;;
     --[!-]*=*) arguments+=("$1") ;;
@@ -43,6 +44,10 @@ done
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source scripts/environment.sh
 
+if [[ $mode == setup ]]; then
+  set_up_environment
+  exit
+fi
 if [[ $mode == test ]]; then
   set_up_environment
   # Whole files side by side, each in one thread: tests are many small steps, and some of them wait.

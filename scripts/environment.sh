@@ -26,6 +26,7 @@ set_up_environment() {
   done
   if [[ -n $asks && $mode != test ]]; then help_without_environment; fi
   install_environment "${reason:-no Python on the PATH has the packages}"
+  echo "Environment: $environment" >&2
 }
 
 # Whether the interpreter can be used; `environment` becomes what was found, or what is wrong.

@@ -271,6 +271,13 @@ def test_a_bare_machine_gets_an_environment_once(bare):
     assert calls(bare) == ["venv", "pip"]
 
 
+def test_mode_setup_makes_the_environment_and_starts_nothing(bare):
+    for _ in range(2):
+        done = run(bare, "--mode=setup")
+        assert (done.returncode, done.stdout) == (0, "") and "Environment: .venv" in done.stderr
+    assert calls(bare) == ["venv", "pip"]
+
+
 def test_a_failed_install_names_the_package_and_is_done_again(bare):
     (bare / "no-network").touch()
     failed = run(bare)

@@ -16,6 +16,9 @@ LIMIT_SECONDS = 12 * 60
 
 
 def main(words: list[str]) -> None:
+    if {"--help", "-h"} & {*words}:
+        print(__doc__)
+        return
     cfg = command_line.compose(command_line.parse(["--config=quickstart.yaml", *words]))
     pipeline.run(cfg)
     names = [*(stage.name for stage in pipeline.read_stages(cfg)), pipeline.REPORT]

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 try:
     from data_generation.composition import parse, read_values
 except ModuleNotFoundError:
-    sys.exit("error: this Python lacks what requirements.txt lists; make the environment with bash run.sh --mode=test")
+    sys.exit("error: this Python lacks what requirements.txt lists; make the environment with bash run.sh --mode=setup")
 from data_generation.agent_settings import AgentSettings
 
 CONFIGS_DPATH = Path(__file__).resolve().parent / "configs" / "agents"

@@ -12,6 +12,7 @@
 #                           test runs pytest, in LAMP_TEST_PROCESSES processes (cores and one more, at most four), and
 #                           hands it the other arguments;
 #                           generate is data_generation/generate.py, with its own configs;
+#                           import is data.import_videos, inspect is data.inspect, with options of their own;
 #                           setup only makes the environment, if it is not there
 #   --num_processes=N       processes in all: one per GPU, or any number on CPU
 #   --key.sub=value         any key of the config; of repeated keys the last counts
@@ -26,15 +27,17 @@
 set -eo pipefail
 fail() { echo "error: $*" >&2; exit 2; }
 
-arguments=() malformed=() mode="" asks="" num_machines=1 machine_rank=0
+arguments=() malformed=() program=() mode="" asks="" num_machines=1 machine_rank=0
 while (($#)); do
   name=${1%%=*} value=${1#*=}
   case $1 in
     --num_processes=* | --num_machines=* | --machine_rank=* | --main_process_ip=* | --main_process_port=*)
       printf -v "${name#--}" %s "$value" ;;
     --accelerate_config=*) accelerate_config=$([[ -f $value ]] && realpath "$value" || echo "$value") ;;
-    --mode=test | --mode=generate | --mode=setup) mode=${1#*=} ;;
-    --config=*) arguments+=("--config=$([[ -f $value ]] && realpath "$value" || echo "$value")") ;;
+    --mode=test | --mode=generate | --mode=import | --mode=inspect | --mode=setup) mode=${1#*=} ;;
+    --config=* | --input=*)
+      value=${value/#~\//$HOME/}
+      arguments+=("$name=$([[ -e $value ]] && realpath "$value" || echo "$value")") ;;
     --help | -h | --list) asks=$1; arguments+=("$1") ;;
     --[!-]*=*) arguments+=("$1") ;;
     *) malformed+=("$1"); arguments+=("$1") ;;
@@ -55,9 +58,14 @@ if [[ $mode == test ]]; then
   processes=${LAMP_TEST_PROCESSES:-$(($(getconf _NPROCESSORS_ONLN) + 1))}
   exec "$python" -m pytest --numprocesses="$processes" --maxprocesses=4 --dist=loadfile "${arguments[@]}"
 fi
-if [[ $mode == generate ]]; then
+case $mode in
+  generate) program=(data_generation/generate.py) ;;
+  import) program=(-m data.import_videos) ;;
+  inspect) program=(-m data.inspect) ;;
+esac
+if ((${#program[@]})); then
   set_up_environment
-  exec "$python" data_generation/generate.py "${arguments[@]}"
+  exec "$python" "${program[@]}" "${arguments[@]}"
 fi
 if ((${#malformed[@]})); then
   fail "'${malformed[*]}' is not understood; write $(with_equals_sign "${malformed[@]}")"

@@ -158,6 +158,26 @@ def test_a_yaml_is_found_from_where_the_user_stands(ready, tmp_path):
     assert words[3] == f"--config={tmp_path / 'my own.yaml'}"
 
 
+@pytest.mark.parametrize(
+    ("mode", "program"),
+    [
+        ("generate", ["data_generation/generate.py"]),
+        ("import", ["-m", "data.import_videos"]),
+        ("inspect", ["-m", "data.inspect"]),
+    ],
+)
+def test_modes_of_data_hand_everything_else_to_their_program(ready, mode, program):
+    words = given(run(ready, f"--mode={mode}", "--name=a b", "--fps", "15", "films"))
+    assert words == ["python", *program, "--name=a b", "--fps", "15", "films"]
+
+
+def test_videos_are_found_from_where_the_user_stands_and_at_home(ready, tmp_path):
+    (tmp_path / "my films").mkdir()
+    for word, home in (("--input=my films", "/nowhere"), ("--input=~/my films", str(tmp_path))):
+        words = given(run(ready, "--mode=import", word, cwd=tmp_path, HOME=home))
+        assert words[-1] == f"--input={tmp_path / 'my films'}"
+
+
 def test_mode_test_hands_everything_else_to_pytest(ready):
     assert given(run(ready, "--mode=test", "-k", "a or b", "tests/x.py"))[:9] == [
         "python", "-m", "pytest", f"--numprocesses={os.cpu_count() + 1}", "--maxprocesses=4", "--dist=loadfile",

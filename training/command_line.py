@@ -26,7 +26,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 DEFAULT_CONFIG = "tokenizer.yaml"
-MODES = ("train", "eval", "pipeline", "play", "dream", "tokenize", "compare", "test")
+MODES = ("train", "eval", "pipeline", "play", "dream", "tokenize", "compare")
+MODES_OF_RUN_SH = ("generate", "import", "inspect", "setup", "test")
 LAUNCHER_OPTIONS = (  # taken out by run.sh
     "config",
     "num_processes",
@@ -89,7 +90,7 @@ def compose(command: CommandLine) -> DictConfig:
             _set(cfg, key, value)
     _check_interpolations(cfg)
     if cfg.mode not in MODES:
-        raise ValueError(f"mode={cfg.mode} is unknown; {_nearest(str(cfg.mode), MODES)}")
+        raise ValueError(f"mode={cfg.mode} is unknown; {_nearest(str(cfg.mode), (*MODES, *MODES_OF_RUN_SH))}")
     return cfg
 
 

@@ -8,6 +8,7 @@ as well; only a world of that kind does not say which tokenizer is its own.
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from models.published import from_published
 FORMAT = 1
 WEIGHTS = "model.safetensors"
 TOKENIZER = "tokenizer.safetensors"
+PUBLISHED = re.compile(r"model(?:-(\d+))?\.pt")  # as GenieRedux names its files, with the step or without
 
 
 def save_weights(module: nn.Module, fpath: Path, *, config: dict, metadata: dict | None = None) -> None:
@@ -57,16 +59,25 @@ def trainable_state(module: nn.Module) -> dict[str, torch.Tensor]:
 def resolve_fpath(path: str | Path) -> Path:
     """The weight file meant by a run folder (its latest step), a step folder or a file.
 
-    Raises FileNotFoundError that names what was looked for.
+    A folder of GenieRedux counts too: of its `model-<step>.pt` the latest, or its `model.pt`. Raises FileNotFoundError
+    that names what was looked for.
     """
     path = Path(path)
     if path.is_dir():
-        # The newest step folder, not what `latest` names: a process may be killed between writing the two.
-        steps = sorted(path.glob("step-*"))
-        path = (steps[-1] if steps else path) / WEIGHTS
+        path = _weights_in(path)
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}: expected a run folder, a step folder or a weight file")
     return path
+
+
+def _weights_in(folder: Path) -> Path:
+    # The newest step folder, not what `latest` names: a process may be killed between writing the two.
+    steps = sorted(folder.glob("step-*"))
+    own = (steps[-1] if steps else folder) / WEIGHTS
+    published = [
+        (int(name[1] or 0), fpath) for fpath in folder.glob("*.pt") if (name := PUBLISHED.fullmatch(fpath.name))
+    ]
+    return max(published)[1] if published and not own.is_file() else own
 
 
 def read_header(path: str | Path) -> dict:

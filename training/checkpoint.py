@@ -75,7 +75,7 @@ def _named_step(path: Path) -> Path:
     if not steps:
         raise FileNotFoundError(
             f"train.resume_ckpt={path} is neither a step folder nor a run folder with one; "
-            "expected auto, null or such a path"
+            "expected auto, null or such a path (weights alone, such as GenieRedux's, are for train.init_fpath)"
         )
     return steps[-1]
 

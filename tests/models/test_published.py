@@ -325,6 +325,20 @@ def test_a_world_asks_for_its_tokenizer(files):
         pretrained.load(weights("genie_redux_guided"), tokenizer_fpath=files["tokenizer"])
 
 
+def test_a_folder_of_published_files_means_the_latest_of_them(files, tmp_path):
+    tmp_path = tmp_path / "checkpoints"
+    tmp_path.mkdir()
+    for step in (2000, 10000, 9000):
+        (tmp_path / f"model-{step}.pt").write_bytes(files["tokenizer"].read_bytes())
+    assert pretrained.resolve_fpath(tmp_path) == tmp_path / "model-10000.pt"
+    (tmp_path / "downloaded").mkdir()
+    (tmp_path / "downloaded" / "model.pt").write_bytes(files["tokenizer"].read_bytes())
+    assert pretrained.resolve_fpath(tmp_path / "downloaded").name == "model.pt"
+    (tmp_path / "step-00000001").mkdir()
+    (tmp_path / "step-00000001" / "model.safetensors").touch()
+    assert pretrained.resolve_fpath(tmp_path) == tmp_path / "step-00000001" / "model.safetensors"
+
+
 def test_halves_of_worlds_and_later_versions_are_refused(files):
     latent = torch.load(files["latent"], weights_only=True)
     with pytest.raises(ValueError, match="needs a latent_action_model"):

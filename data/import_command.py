@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from data.command_line import DATASETS_DPATH, ArgumentParser, folder_name, run_command
 from data.importing import Summary
@@ -37,14 +38,25 @@ def report(folder: Path, summary: Summary) -> None:
     print(f"wrote {summary.num_frames:,} frames in {summary.seconds:.1f} s ({rate:,.0f}/s); {folder} has {contents}")
     _list("skipped, nothing of them is in the dataset", info["skipped"], folder)
     _list("damaged, read up to there", info["damaged"], folder)
-    size = ",".join(str(length) for length in info["image_size"])
-    root = "" if str(folder.parent) == DATASETS_DPATH else f" --train.dataset_root_dpath={folder.parent}"
-    print(
-        f"train on it: bash run.sh --config=tokenizer.yaml{root} --train.dataset_name={folder.name} "
-        f"--data.image_size=[{size}]"
-    )
+    print(_next_command(folder, info))
     for split in {"train", "validation"} - set(info["splits"]):
         print(f"note: there is no split {split}, which training needs")
+
+
+def _next_command(folder: Path, info: dict[str, Any]) -> str:
+    height, width = info["image_size"]
+    is_elsewhere = str(folder.parent) != DATASETS_DPATH
+    if info["action_names"] is None:
+        root = f" --dataset_root_dpath={folder.parent}" * is_elsewhere
+        size = f" --image_size='[{height},{width}]'" * ((height, width) != (64, 64))
+        return (
+            f"a small world of it, to play: bash run.sh --config=videos.yaml{root} --dataset_name={folder.name}{size}"
+        )
+    root = f" --train.dataset_root_dpath={folder.parent}" * is_elsewhere
+    return (
+        f"train on it: bash run.sh --config=tokenizer.yaml{root} --train.dataset_name={folder.name} "
+        f"--data.image_size='[{height},{width}]'"
+    )
 
 
 def _list(what: str, entries: list[dict[str, str]], folder: Path) -> None:

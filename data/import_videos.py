@@ -2,7 +2,7 @@
 
   python -m data.import_videos --input ~/gameplay --name gameplay
   python -m data.import_videos --input ~/gameplay --name gameplay_wide --image_size 64x96 --fit pad --fps 15
-  bash run.sh --config=tokenizer.yaml --train.dataset_name=gameplay
+  bash run.sh --config=videos.yaml --dataset_name=gameplay
 
 Reads, in --input and all folders below it, every mp4, m4v, mov, webm, mkv, avi, gif, mpg, wmv, flv and ogv file, and
 every folder with png or jpg files as one sequence, in the order of the numbers in their names. Writes

@@ -205,7 +205,7 @@ def _report(stages: list[Stage], output_dpath: Path) -> None:
             evaluations |= dict.fromkeys(json.loads(stage.product().read_text()), stage.product().parent)
     commands = {stage.name: shlex.join(stage.words()) for stage in stages}
     page = report.write_report(folder, evaluations, curves, commands=commands)
-    print(f"\nreport: {page}", flush=True)
+    print(f"\nreport: {page}\nplay:   bash run.sh --mode=play", flush=True)
 
 
 def _read_record(records_dpath: Path, stage: str) -> dict | None:

@@ -1,19 +1,21 @@
 import json
 import os
+import shlex
 import subprocess
-import sys
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from PIL import Image
 
 from data.clips import ClipDataset
 from data.episodes import END_REASONS, Episodes
 from data.import_videos import choose, main
 from data.video_files import Shown, at_rate
+from models import pretrained
 from tests.data.films import greys, numbers, write_video
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -355,33 +357,23 @@ def test_clips_of_an_import_have_frames_and_no_actions(tmp_path):
     assert numbers(clip.frames[1].permute(0, 2, 3, 1).numpy()) == [5, 6, 7, 8]
 
 
-def test_a_latent_world_trains_on_an_import(tmp_path):
+def test_the_command_that_an_import_names_leads_to_a_world_that_knows_its_held_out_videos(tmp_path, capsys):
     for number in range(3):
         write_video(tmp_path / "in" / f"{number}.mp4", greys(12, 64, 96))
     assert run(tmp_path / "in", tmp_path / "d", size="16x24") == 0
-    words = f"""train.dataset_root_dpath={tmp_path / "d"} train.save_root_dpath={tmp_path / "runs"}
-        train.dataset_name=films data.image_size=[16,24] train.num_frames=4 train.sample_num_frames=3
-        train.batch_size=2 train.grad_accum=1 train.num_train_steps=2 train.num_workers=0 train.logger=none
-        train.seq_step=3 train.num_validation_clips=2 eval.num_frames=4 eval.num_first_frames=1
-        eval.sample_num_frames=3 eval.delta_psnr_horizon=3"""
-    common = [sys.executable, "-m", "training.main", *(f"--{word}" for word in words.split())]
-    small = "dim=32 heads=2 dim_head=16"
-    parts = {
-        "tokenizer": f"{small} patch_size=8 encoder_blocks=1 decoder_blocks=1",
-        "lam": f"{small} patch_size=8 encoder_blocks=1 decoder_blocks=1",
-        "dynamics": f"{small} blocks=1 max_seq_len=64",
-    }
-    for config, groups in (("tokenizer", ("tokenizer",)), ("genie_redux", ("lam", "dynamics"))):
-        sizes = [f"--{group}.{word}" for group in groups for word in parts[group].split()]
-        done = subprocess.run(
-            [*common, f"--config={config}.yaml", *sizes],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            env=os.environ | {"ACCELERATE_USE_CPU": "true"},
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-    assert (tmp_path / "runs" / "genie_redux" / "genie_redux" / "step-00000002" / "model.safetensors").exists()
+    [command] = [line for line in capsys.readouterr().out.splitlines() if "bash run.sh" in line]
+    small = [f"--output_dpath={tmp_path / 'out'}", "--stage_processes=1"]
+    small += [f"--stages.{model}.settings.train.num_train_steps=2" for model in ("tokenizer", "genie_redux")]
+    words = [*shlex.split(command[command.index("bash run.sh") :]), *small]
+    done = subprocess.run(
+        words, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"ACCELERATE_USE_CPU": "true"}
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads((tmp_path / "out" / "report" / "metrics.json").read_text())
+    assert results["genie_redux"]["num_clips"] == 1 and results["genie_redux"]["delta_psnr"] is not None
+    world = tmp_path / "out" / "checkpoints" / "genie_redux" / "genie_redux"
+    assert OmegaConf.load(world / "config.yaml").eval.dataset_name == "films"
+    assert pretrained.load(world).num_actions == 8
 
 
 # -------------------------------------------------------------------------------------------------- what cannot be read

@@ -5,14 +5,14 @@ place of ours, or the other way round.
 """
 
 import os
-from typing import Any
+from typing import Any, NoReturn
 
 from omegaconf import OmegaConf
 
 from training.settings import TrainSettings
 
 VARIABLE = "LAMP_ACCELERATE_CONFIG"  # run.sh sets it to the file
-STARTERS = ("NO", "MULTI_GPU", "MULTI_CPU")
+STARTERS = ("NO", "MULTI_GPU", "MULTI_CPU", "DEEPSPEED")
 
 
 def read() -> tuple[str, dict[str, Any]]:
@@ -34,23 +34,23 @@ def check(settings: TrainSettings) -> None:
     fpath, values = read()
     kind = str(values.get("distributed_type", "NO")).upper()
     if kind == "FSDP":
-        _refuse(fpath, "distributed_type: FSDP", "write MULTI_GPU there and set --train.sharding=fsdp")
+        refuse(fpath, "distributed_type: FSDP", "write MULTI_GPU there and set --train.sharding=fsdp")
     if kind not in STARTERS:
-        _refuse(fpath, f"distributed_type: {kind}", f"Lamp trains and saves under {', '.join(STARTERS)}")
+        refuse(fpath, f"distributed_type: {kind}", f"Lamp trains and saves under {', '.join(STARTERS)}")
     dynamo = values.get("dynamo_config") or {}
     backend = values.get("dynamo_backend") or dynamo.get("dynamo_backend") or "no"
     if str(backend).upper() != "NO":
-        _refuse(fpath, f"dynamo_backend: {backend}", "leave it out and set --train.compile=true")
+        refuse(fpath, f"dynamo_backend: {backend}", "leave it out and set --train.compile=true")
     precision = mixed_precision()
     if precision not in (None, "no", "bf16", "fp16"):
-        _refuse(fpath, f"mixed_precision: {precision}", "known are no, bf16 and fp16")
+        refuse(fpath, f"mixed_precision: {precision}", "known are no, bf16 and fp16")
     if None not in (precision, settings.mixed_precision) and precision != settings.mixed_precision:
-        _refuse(fpath, f"mixed_precision: {precision}", f"train.mixed_precision is {settings.mixed_precision}")
+        refuse(fpath, f"mixed_precision: {precision}", f"train.mixed_precision is {settings.mixed_precision}")
     if precision == "fp16" and settings.sharding is not None:
-        _refuse(fpath, "mixed_precision: fp16", "train.sharding takes bf16 or no")
+        refuse(fpath, "mixed_precision: fp16", "train.sharding takes bf16 or no")
     accumulation = values.get("gradient_accumulation_steps", settings.grad_accum)
     if accumulation != settings.grad_accum:
-        _refuse(fpath, f"gradient_accumulation_steps: {accumulation}", f"train.grad_accum is {settings.grad_accum}")
+        refuse(fpath, f"gradient_accumulation_steps: {accumulation}", f"train.grad_accum is {settings.grad_accum}")
 
 
 def mixed_precision() -> str | None:
@@ -65,5 +65,5 @@ def num_processes() -> int | None:
     return None if value in (None, -1) else int(value)
 
 
-def _refuse(fpath: str, found: str, cure: str) -> None:
+def refuse(fpath: str, found: str, cure: str) -> NoReturn:
     raise ValueError(f"--accelerate_config={fpath} says {found}, which does not go together with this run: {cure}")

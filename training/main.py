@@ -14,7 +14,7 @@ from pathlib import Path
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig
 
-from training import accelerate_config, command_line, plausible
+from training import accelerate_config, command_line, deepspeed_config, plausible
 from training.settings import (
     CompareSettings,
     DreamSettings,
@@ -76,6 +76,7 @@ def run(words: list[str]) -> None:
     if command.only_checks:
         return
     check_world_size()
+    deepspeed_config.overrule_launcher()
     if cfg.mode != "train":  # scripts/launch.py blocks what a training listens to later
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     if cfg.mode in ("train", "tokenize"):
@@ -103,11 +104,14 @@ def check(cfg: DictConfig) -> None:
                 raise ValueError(
                     f"the config has no {group}; start it with defaults: [genie_redux, _self_] or another entry"
                 )
-        accelerate_config.check(TrainSettings.from_config(cfg.train))
+        settings = TrainSettings.from_config(cfg.train)
+        accelerate_config.check(settings)
         EvalSettings.from_config(cfg.eval)
-        ScheduleSettings.from_optimizer(cfg.optimizer)
         plausible.check_optimizer(cfg.optimizer)
         plausible.check_model(cfg)
+        schedule, optimizer = ScheduleSettings.from_optimizer(cfg.optimizer)
+        if cfg.mode == "train":
+            deepspeed_config.check(settings, schedule, optimizer["_target_"])
     if cfg.mode == "tokenize":
         if "tokenize" not in cfg or "frozen_tokenizer" not in cfg:
             raise ValueError("mode=tokenize needs the config of a world, such as --config=genie_redux_guided.yaml")

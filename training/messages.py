@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from data.tokens import CachedClips
 from training import checkpoint, flops
 from training.logs import duration
+from training.zero import ZeroAccelerator
 
 if TYPE_CHECKING:
     from training.trainer import Trainer
@@ -27,7 +28,8 @@ def opening(run: "Trainer") -> str:
     length = f"{settings.num_train_steps:,} steps"
     if settings.max_train_seconds is not None:
         length += f", or {duration(settings.max_train_seconds)} if that ends first"
-    how = ", sharded" * (settings.sharding is not None) + ", compiled" * settings.compile
+    split = ", DeepSpeed" if isinstance(accelerator, ZeroAccelerator) else ", sharded" * (settings.sharding is not None)
+    how = split + ", compiled" * settings.compile
     facts = {
         "device": f"{device}, {precision}, {accelerator.num_processes} process(es){how}",
         "parameters": f"{count:,} trainable",

@@ -110,7 +110,7 @@ def cures_on_gpu(run: "Trainer") -> list[str]:
         cures.append("--train.mixed_precision=bf16")
     if settings.ema_decay is not None:
         cures.append("--train.ema_decay=null (no second copy of the weights)")
-    if run.accelerator.num_processes > 1 and settings.sharding is None:
+    if run.accelerator.num_processes > 1 and not run.state.is_spread:
         cures.append("--train.sharding=fsdp")
     return [*cures, "a lower --train.num_frames"]
 

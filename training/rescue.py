@@ -43,8 +43,8 @@ class Rescue(AbstractContextManager):
         self._thread = threading.Thread(target=self._watch, name="rescue")
 
     def __enter__(self) -> "Rescue":
-        # What is sharded takes all main threads to collect: a signal waits for the end of the step there.
-        if self.run.settings.sharding is None:
+        # What is spread takes all main threads to collect: a signal waits for the end of the step there.
+        if not self.run.state.is_spread:
             self._thread.start()
         return self
 

@@ -72,8 +72,8 @@ class Saver:
         with state.lock:
             state.remember()
             own_states = gather_object([state.moments[-1].own_state()])
-            if run.settings.sharding is not None:
-                self._begin_sharded(own_states)
+            if state.is_spread:
+                self._begin_spread(own_states)
             elif run.accelerator.is_main_process:
                 self._begin(own_states, state.moments[-1])
             self.saved_step = state.step
@@ -100,7 +100,7 @@ class Saver:
             tensors, state = self._memory.copy((tensors, state))
         self._start(tensors, state)
 
-    def _begin_sharded(self, own_states: list[dict[str, Any]]) -> None:
+    def _begin_spread(self, own_states: list[dict[str, Any]]) -> None:
         """The main process collects what all of them hold; nothing was touched since the last step."""
         is_main = self.run.accelerator.is_main_process
         tensors, state = sharding.collected(self.run.state.collect(own_states, {}), keep=is_main)

@@ -15,22 +15,25 @@ from torch.optim import Optimizer
 
 from data.clips import ClipDataset
 from models import pretrained
-from training import accelerate_config, sharding
+from training import accelerate_config, deepspeed_config, sharding
 from training.settings import TrainSettings
+from training.zero import ZeroAccelerator
 
 
 def make_accelerator(settings: TrainSettings) -> Accelerator:
-    """Accelerate on whatever the launcher started.
+    """Accelerate on whatever the launcher started, with DeepSpeed where a user's own Accelerate config asks for it.
 
-    Mixed precision: as set, else as a user's own Accelerate config says, else bf16 on a GPU that has it.
+    Mixed precision: as set, else as that config says, else bf16 on a GPU that has it.
     """
     has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     handlers = []
     if settings.sharding is not None:  # autocast's memory of casts would keep every block's weights to the end
         handlers.append(AutocastKwargs(cache_enabled=False))
-    return Accelerator(
+    kind = ZeroAccelerator if deepspeed_config.is_asked_for() else Accelerator
+    return kind(
         mixed_precision=settings.mixed_precision
         or accelerate_config.mixed_precision()
+        or deepspeed_config.mixed_precision()
         or ("bf16" if has_bf16 else "no"),
         gradient_accumulation_steps=settings.grad_accum,
         # Modules reduce their own batch statistics; broadcasting rank 0's buffers on every forward would undo that.
@@ -42,7 +45,9 @@ def make_accelerator(settings: TrainSettings) -> Accelerator:
 
 
 def prepare(accelerator: Accelerator, model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
-    """Model and optimizer as Accelerate has them. Several processes share gradients, unless sharding does that."""
+    """Model and optimizer as Accelerate has them; several processes share gradients, by DDP, sharding or DeepSpeed."""
+    if isinstance(accelerator, ZeroAccelerator):
+        return accelerator.prepare_zero(model, optimizer)
     is_sharded = isinstance(model, FSDPModule)
     if is_sharded:
         sharding.shard_optimizer(optimizer)

@@ -74,8 +74,8 @@ def collected(tree: Any, *, keep: bool) -> Any:
 
     All processes must call this with the same containers. One tensor at a time is whole on the device.
     """
-    if isinstance(tree, Tensor):
-        whole = in_full(tree.detach())
+    if isinstance(tree, Tensor) or hasattr(tree, "full_tensor"):
+        whole = in_full(tree).detach()
         return whole.to("cpu", copy=True) if keep else None
     if isinstance(tree, dict):
         return {key: collected(value, keep=keep) for key, value in tree.items()}
@@ -84,9 +84,9 @@ def collected(tree: Any, *, keep: bool) -> Any:
     return tree
 
 
-def in_full(tensor: Tensor) -> Tensor:
-    """A tensor that is whole. All processes must call this for a sharded one."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+def in_full(tensor: Any) -> Tensor:
+    """A tensor that is whole. All processes must call this for one that is split: a DTensor, or `zero.Spread`."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def like(target: Tensor, value: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 
 from models.pretrained import trainable_state
@@ -18,6 +19,7 @@ from training.ema import MovingAverage, copy_into
 from training.logs import Averages
 from training.objectives import Part
 from training.optimizers import trainable
+from training.zero import ZeroAccelerator
 
 
 class Moment(NamedTuple):
@@ -58,6 +60,8 @@ class TrainingState:
         self.accelerator = accelerator
         self.parts = parts
         self.model = model
+        # Whether it takes all processes to collect what a checkpoint holds.
+        self.is_spread = isinstance(model, FSDPModule) or isinstance(accelerator, ZeroAccelerator)
         self.weights = trainable(model)
         self.ema = None if ema_decay is None else MovingAverage(self.weights, ema_decay)
         # Modules that change by what a whole step showed them, such as codebooks that move dead codes.

@@ -42,7 +42,7 @@ def settings(root: Path, **changes: object) -> TrainSettings:
         ("mixed_precision: fp16", {"train__sharding": "fsdp"}, "train.sharding takes bf16"),
         ("gradient_accumulation_steps: 4", {"train__grad_accum": 2}, "train.grad_accum is 2"),
         ("distributed_type: FSDP", {}, "--train.sharding=fsdp"),
-        ("distributed_type: DEEPSPEED", {}, "NO, MULTI_GPU, MULTI_CPU"),
+        ("distributed_type: MEGATRON_LM", {}, "NO, MULTI_GPU, MULTI_CPU, DEEPSPEED"),
         ("dynamo_config: {dynamo_backend: INDUCTOR}", {}, "--train.compile=true"),
     ],
 )

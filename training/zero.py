@@ -1,0 +1,174 @@
+"""DeepSpeed's ZeRO 1 and 2: optimizer state and gradients are split among the processes; files stay what they are.
+
+Accelerate runs here as for several processes without DeepSpeed, and this module calls DeepSpeed. Accelerate's own way
+would update the weights inside of `backward`, before anybody could look at the loss and the norm of the gradient, and
+cast norms and codebooks to bf16. Ours keeps weights in fp32 and autocast's low precision, as without DeepSpeed.
+"""
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from training import deepspeed_config
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
+LARGEST_BUCKET = 500_000_000  # DeepSpeed's own value: numbers that travel together
+
+
+class ZeroAccelerator(Accelerator):
+    """Accelerate with DeepSpeed's backward pass and clipping. One model each."""
+
+    def __init__(self, **options: Any):
+        # Told about a CPU where there is no GPU: else it would leave each process by itself there.
+        super().__init__(cpu=not torch.cuda.is_available(), **options)
+        if self.num_processes == 1:
+            raise ValueError(
+                "distributed_type: DEEPSPEED splits optimizer state among processes, but there is one; set "
+                "--num_processes=N or leave --accelerate_config out"
+            )
+        self.engine: DeepSpeedEngine | None = None
+
+    def prepare_zero(self, model: nn.Module, optimizer: Optimizer) -> tuple["DeepSpeedEngine", "ZeroOptimizer"]:
+        """DeepSpeed's engine around a model, and an optimizer that steps through it."""
+        deepspeed = _import_deepspeed(self.device)
+        parameters = [list(group["params"]) for group in optimizer.param_groups]
+        config = _engine_config(self.gradient_accumulation_steps, sum(p.numel() for group in parameters for p in group))
+        # For "evaluation" it adds autocast but no DDP.
+        model = self.prepare_model(model, evaluation_mode=True)
+        self.engine = deepspeed.initialize(model=model, optimizer=optimizer, config=config)[0]
+        return self.engine, ZeroOptimizer(self.engine, parameters)
+
+    def no_sync(self, model: nn.Module) -> AbstractContextManager:
+        return nullcontext()  # `backward` says what ends a step
+
+    def backward(self, loss: Tensor, **options: Any) -> None:
+        self.engine.set_gradient_accumulation_boundary(self.sync_gradients)
+        self.engine.backward(loss)  # a share of grad_accum, as Accelerate does it
+
+    def clip_grad_norm_(self, parameters: Any, max_norm: float, norm_type: int = 2) -> Tensor:
+        """The norm of the whole gradient, inf where it is not finite; the next update is clipped to `max_norm`."""
+        self.engine.optimizer.clip_grad = 0.0 if max_norm == float("inf") else max_norm  # 0: not at all
+        return self.engine.optimizer.scaled_global_norm()
+
+
+class ZeroOptimizer:
+    """A torch optimizer whose state is split; its state dict is that of the optimizer without DeepSpeed.
+
+    parameters: the model's, by group. DeepSpeed flattens each group, and each process's torch optimizer holds a share.
+    """
+
+    def __init__(self, engine: "DeepSpeedEngine", parameters: list[list[nn.Parameter]]):
+        self._engine = engine
+        self._zero = engine.optimizer
+        self._own = engine.optimizer.optimizer
+        self._parameters = parameters
+        self._shares = engine.optimizer.single_partition_of_fp32_groups
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return self._own.param_groups
+
+    def step(self) -> None:
+        """Update the weights; DeepSpeed leaves them alone where the gradient is not finite."""
+        # The shares are copies. What else changed weights (a checkpoint, codes that were moved) is in the model.
+        self._zero.refresh_fp32_params()
+        self._engine.step()
+
+    def zero_grad(self) -> None:
+        """Forget a gradient that was not used; after `step` there is none."""
+        for group in self._zero.averaged_gradients:
+            self._zero.averaged_gradients[group] = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's without DeepSpeed, with `Spread` in place of what is split."""
+        state, groups, count = {}, [], 0
+        for group, parameters, share in zip(self.param_groups, self._parameters, self._shares, strict=True):
+            own = self._own.state.get(share, {})
+            for index, parameter in enumerate(parameters, start=count):
+                if own:
+                    state[index] = {key: _spread(parameter, value, share) for key, value in own.items()}
+            indices = list(range(count, count + len(parameters)))
+            groups.append({key: value for key, value in group.items() if key != "params"} | {"params": indices})
+            count += len(parameters)
+        return {"state": state, "param_groups": groups}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Take this process's share of a whole state, whoever saved it."""
+        state, groups = {}, []
+        for number, (group, parameters, share) in enumerate(
+            zip(saved["param_groups"], self._parameters, self._shares, strict=True)
+        ):
+            own = {}
+            for index, parameter in zip(group["params"], parameters, strict=True):
+                for key, value in saved["state"].get(index, {}).items():
+                    if value.shape != parameter.shape:
+                        own[key] = value  # the number of steps
+                        continue
+                    flat = own.setdefault(key, torch.zeros_like(share, requires_grad=False))
+                    if parameter._hp_mapping is not None:
+                        here, there = _places(parameter)
+                        flat[there] = value.flatten()[here].to(flat.device)
+            if own:
+                state[number] = own
+            groups.append(group | {"params": [number]})
+        self._own.load_state_dict({"state": state, "param_groups": groups})
+
+
+class Spread:
+    """One parameter's part of a flat tensor that is split among the processes."""
+
+    def __init__(self, parameter: nn.Parameter, share: Tensor):
+        self._parameter = parameter
+        self._share = share
+
+    def full_tensor(self) -> Tensor:
+        """All of it, shaped as the parameter. All processes must call this."""
+        whole = torch.zeros(self._parameter.numel(), dtype=self._share.dtype, device=self._share.device)
+        if self._parameter._hp_mapping is not None:  # some of it lies here
+            here, there = _places(self._parameter)
+            whole[here] = self._share[there]
+        dist.all_reduce(whole)
+        return whole.view(self._parameter.shape)
+
+
+def _spread(parameter: nn.Parameter, value: Tensor, share: Tensor) -> "Tensor | Spread":
+    return Spread(parameter, value) if value.shape == share.shape else value
+
+
+def _places(parameter: nn.Parameter) -> tuple[slice, slice]:
+    """Where a parameter, flattened, lies in part in this process's share: the part, and its place in the share."""
+    mapping = parameter._hp_mapping
+    return tuple(
+        slice(address.start, address.start + address.numel)
+        for address in (mapping.lp_fragment_address, mapping.hp_fragment_address)
+    )
+
+
+def _engine_config(grad_accum: int, num_weights: int) -> dict[str, Any]:
+    options = deepspeed_config.zero_options()
+    # It reserves a whole bucket, whatever the size of the model.
+    bucket = min(int(options.get("reduce_bucket_size", LARGEST_BUCKET)), num_weights)
+    return {
+        "train_micro_batch_size_per_gpu": 1,  # counted by DeepSpeed's logs only
+        "gradient_accumulation_steps": grad_accum,
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": options | {"reduce_bucket_size": bucket},
+        "timers": {"throughput": {"enabled": False}},  # it would wait for the device at every step
+    }
+
+
+def _import_deepspeed(device: torch.device) -> Any:
+    os.environ["DS_ACCELERATOR"] = device.type  # else it takes a GPU where there is one, --cpu or not
+    import deepspeed
+
+    if device.type == "cpu":
+        deepspeed.ops.__compatible_ops__ = {}  # else it compiles an operation of its own that nothing here uses
+    return deepspeed

@@ -43,7 +43,7 @@ def overrule_launcher() -> None:
         os.environ.pop(name, None)
 
 
-def check(train: TrainSettings, schedule: ScheduleSettings, optimizer: str) -> None:
+def check(mode: str, train: TrainSettings, schedule: ScheduleSettings, optimizer: str) -> None:
     """Raise ValueError, naming file and key, for what DeepSpeed cannot do here or what contradicts our keys.
 
     optimizer: the `_target_` of the optimizer's node. Does nothing where the file does not ask for DeepSpeed.
@@ -51,6 +51,8 @@ def check(train: TrainSettings, schedule: ScheduleSettings, optimizer: str) -> N
     if not is_asked_for():
         return
     fpath, values = accelerate_config.read()
+    if mode != "train":
+        refuse(fpath, ASKED, f"it splits what training needs; for mode={mode} leave --accelerate_config out")
     _check_stage(fpath, zero_options()["stage"])
     _check_start(fpath, values)
     _check_precision(fpath, train)

@@ -110,8 +110,7 @@ def check(cfg: DictConfig) -> None:
         plausible.check_optimizer(cfg.optimizer)
         plausible.check_model(cfg)
         schedule, optimizer = ScheduleSettings.from_optimizer(cfg.optimizer)
-        if cfg.mode == "train":
-            deepspeed_config.check(settings, schedule, optimizer["_target_"])
+        deepspeed_config.check(cfg.mode, settings, schedule, optimizer["_target_"])
     if cfg.mode == "tokenize":
         if "tokenize" not in cfg or "frozen_tokenizer" not in cfg:
             raise ValueError("mode=tokenize needs the config of a world, such as --config=genie_redux_guided.yaml")

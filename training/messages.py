@@ -28,8 +28,9 @@ def opening(run: "Trainer") -> str:
     length = f"{settings.num_train_steps:,} steps"
     if settings.max_train_seconds is not None:
         length += f", or {duration(settings.max_train_seconds)} if that ends first"
-    split = ", DeepSpeed" if isinstance(accelerator, ZeroAccelerator) else ", sharded" * (settings.sharding is not None)
-    how = split + ", compiled" * settings.compile
+    how = ", sharded" * (settings.sharding is not None) + ", compiled" * settings.compile
+    if isinstance(accelerator, ZeroAccelerator):
+        how = f", DeepSpeed ZeRO {accelerator.stage}{how}"
     facts = {
         "device": f"{device}, {precision}, {accelerator.num_processes} process(es){how}",
         "parameters": f"{count:,} trainable",

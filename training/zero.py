@@ -24,7 +24,10 @@ LARGEST_BUCKET = 500_000_000  # DeepSpeed's own value: numbers that travel toget
 
 
 class ZeroAccelerator(Accelerator):
-    """Accelerate with DeepSpeed's backward pass and clipping. One model each."""
+    """Accelerate with DeepSpeed's backward pass and clipping. One model each.
+
+    stage: what is split: 1 = the optimizer's state, 2 = gradients, too.
+    """
 
     def __init__(self, **options: Any):
         # Told about a CPU where there is no GPU: else it would leave each process by itself there.
@@ -34,13 +37,16 @@ class ZeroAccelerator(Accelerator):
                 "distributed_type: DEEPSPEED splits optimizer state among processes, but there is one; set "
                 "--num_processes=N or leave --accelerate_config out"
             )
+        self.options = deepspeed_config.zero_options()
+        self.stage = self.options["stage"]
         self.engine: DeepSpeedEngine | None = None
 
     def prepare_zero(self, model: nn.Module, optimizer: Optimizer) -> tuple["DeepSpeedEngine", "ZeroOptimizer"]:
         """DeepSpeed's engine around a model, and an optimizer that steps through it."""
         deepspeed = _import_deepspeed(self.device)
         parameters = [list(group["params"]) for group in optimizer.param_groups]
-        config = _engine_config(self.gradient_accumulation_steps, sum(p.numel() for group in parameters for p in group))
+        num_weights = sum(parameter.numel() for group in parameters for parameter in group)
+        config = _engine_config(self.options, self.gradient_accumulation_steps, num_weights)
         # For "evaluation" it adds autocast but no DDP.
         model = self.prepare_model(model, evaluation_mode=True)
         self.engine = deepspeed.initialize(model=model, optimizer=optimizer, config=config)[0]
@@ -83,9 +89,7 @@ class ZeroOptimizer:
         self._engine.step()
 
     def zero_grad(self) -> None:
-        """Forget a gradient that was not used; after `step` there is none."""
-        for group in self._zero.averaged_gradients:
-            self._zero.averaged_gradients[group] = None
+        """Nothing: the next gradient takes the place of one that was not used."""
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's without DeepSpeed, with `Spread` in place of what is split."""
@@ -152,8 +156,7 @@ def _places(parameter: nn.Parameter) -> tuple[slice, slice]:
     )
 
 
-def _engine_config(grad_accum: int, num_weights: int) -> dict[str, Any]:
-    options = deepspeed_config.zero_options()
+def _engine_config(options: dict[str, Any], grad_accum: int, num_weights: int) -> dict[str, Any]:
     # It reserves a whole bucket, whatever the size of the model.
     bucket = min(int(options.get("reduce_bucket_size", LARGEST_BUCKET)), num_weights)
     return {

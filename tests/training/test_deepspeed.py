@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,11 +20,13 @@ from tests.training.workers.tiny import configure
 from tests.training.workers.zero import RUNS
 from training import accelerate_config, checkpoint, deepspeed_config, main
 from training.objectives import one_loss
+from training.settings import ScheduleSettings, TrainSettings
 from training.trainer import train
 
 installed = pytest.mark.skipif(
     find_spec("deepspeed") is None, reason=f"deepspeed is not installed ({deepspeed_config.REQUIREMENTS})"
 )
+START = "distributed_type: DEEPSPEED\nnum_processes: 2\nnum_machines: 1\n"
 JOINT = {"train__batch_size": 8, "train__grad_accum": 1}
 SAME = [name for name, (_, kind, settings) in RUNS.items() if settings.get("linear") and kind != "noisy_line"]
 
@@ -183,53 +186,66 @@ def test_accelerate_starts_two_processes_with_a_deepspeed_file(tmp_path):
         timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "CPU, 1 threads, bf16, 2 process(es), DeepSpeed" in done.stdout
+    assert "CPU, 1 threads, bf16, 2 process(es), DeepSpeed ZeRO 2" in done.stdout
     assert list(tmp_path.glob("runs/tokenizer/tokenizer/step-00000002"))
 
 
 # ------------------------------------------------------------------------------------------------- what files may say
 
-START = "distributed_type: DEEPSPEED\nnum_processes: 2\nnum_machines: 1\n"
-ADAMW = {"stage": 2}
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory) -> tuple[TrainSettings, ScheduleSettings, str]:
+    cfg = configure("tokenizer", tmp_path_factory.mktemp("settings"))
+    schedule, optimizer = ScheduleSettings.from_optimizer(cfg.optimizer)
+    return TrainSettings.from_config(cfg.train), schedule, optimizer["_target_"]
 
 
-def check(root: Path, monkeypatch, own: dict, file: dict | str | None, changes: dict) -> str:
-    """The one line with which `training.main` refuses a file, "" if it does not."""
-    if file is not None:
-        own = own | {"deepspeed_config_file": "zero.json"}
-        (root / "zero.json").write_text(file if isinstance(file, str) else json.dumps(file))
-    fpath = root / "mine.yaml"
-    top = {key: own.pop(key) for key in list(own) if key in ("num_processes", "num_machines", "mixed_precision")}
-    values = {"distributed_type": "DEEPSPEED", "num_processes": 2, "deepspeed_config": own} | top
-    OmegaConf.save(OmegaConf.create(values), fpath)
-    monkeypatch.setenv(accelerate_config.VARIABLE, str(fpath))
-    try:
-        main.check(configure("tokenizer", root, **changes))
-    except ValueError as error:
-        return str(error)
-    return ""
+@pytest.fixture
+def answer(settings, tmp_path, monkeypatch):
+    """Checks files (an Accelerate config with its `deepspeed_config`, and a DeepSpeed file) against our settings.
+
+    Returns the one line that refuses them, "" where none does.
+    """
+    train_settings, schedule, optimizer = settings
+
+    def ask(top: dict, own: dict, file: dict | str | None = None, mode="train", optimizer=optimizer, **changes) -> str:
+        if file is not None:
+            own = own | {"deepspeed_config_file": "zero.json"}
+            (tmp_path / "zero.json").write_text(file if isinstance(file, str) else json.dumps(file))
+        values = {"distributed_type": "DEEPSPEED", "num_processes": 2, "deepspeed_config": own} | top
+        OmegaConf.save(OmegaConf.create(values), tmp_path / "mine.yaml")
+        monkeypatch.setenv(accelerate_config.VARIABLE, str(tmp_path / "mine.yaml"))
+        try:
+            deepspeed_config.check(mode, replace(train_settings, **changes), schedule, optimizer)
+        except ValueError as error:
+            assert str(tmp_path) in str(error) and "\n" not in str(error)
+            return str(error)
+        return ""
+
+    return ask
 
 
 @pytest.mark.parametrize(
-    ("own", "changes", "words"),
+    ("top", "own", "changes", "words"),
     [
-        ({"zero_stage": 3}, {}, "ZeRO stage 3 --train.sharding=fsdp"),
-        ({"zero_stage": 0}, {}, "ZeRO stage 0 MULTI_GPU"),
-        ({"gradient_accumulation_steps": 4}, {}, "gradient_accumulation_steps: 4 train.grad_accum is 1"),
-        ({"gradient_clipping": 1.0}, {}, "gradient_clipping: 1.0 optimizer.max_grad_norm is 10.0"),
-        ({"offload_optimizer_device": "cpu"}, {}, "offload_optimizer_device: cpu none"),
-        ({"deepspeed_moe_layer_cls_names": "A"}, {}, "deepspeed_config.deepspeed_moe_layer_cls_names leave it out"),
-        ({"mixed_precision": "fp16"}, {}, "bf16 or fp32"),
-        ({"num_processes": 1}, {}, "there is one --num_processes=N"),
-        ({"num_machines": 2}, {}, "deepspeed_multinode_launcher: pdsh standard"),
-        ({}, {"optimizer": "muon"}, "training.optimizers.muon_with_adamw --optimizer=adamw"),
-        ({}, {"train__sharding": "fsdp"}, "--train.sharding=null"),
-        ({"deepspeed_config_file": "none.json"}, {}, "deepspeed_config_file: none.json no such file"),
+        ({}, {"zero_stage": 3}, {}, "ZeRO stage 3 --train.sharding=fsdp"),
+        ({}, {"zero_stage": 0}, {}, "ZeRO stage 0 MULTI_GPU"),
+        ({}, {"gradient_accumulation_steps": 4}, {}, "gradient_accumulation_steps: 4 train.grad_accum is 1"),
+        ({}, {"gradient_clipping": 1.0}, {}, "gradient_clipping: 1.0 optimizer.max_grad_norm is 10.0"),
+        ({}, {"offload_optimizer_device": "cpu"}, {}, "offload_optimizer_device: cpu write none"),
+        ({}, {"deepspeed_moe_layer_cls_names": "A"}, {}, "deepspeed_moe_layer_cls_names leave it out"),
+        ({"mixed_precision": "fp16"}, {}, {}, "bf16 or fp32"),
+        ({}, {}, {"mixed_precision": "fp16"}, "bf16 or fp32"),
+        ({"num_processes": 1}, {}, {}, "there is one --num_processes=N"),
+        ({"num_machines": 2}, {}, {}, "deepspeed_multinode_launcher: pdsh write standard"),
+        ({}, {}, {"optimizer": "training.optimizers.muon_with_adamw"}, "muon_with_adamw --optimizer=adamw"),
+        ({}, {}, {"sharding": "fsdp"}, "--train.sharding=null"),
+        ({}, {}, {"mode": "eval"}, "mode=eval leave --accelerate_config out"),
+        ({}, {"deepspeed_config_file": "none.json"}, {}, "deepspeed_config_file: none.json no such file"),
     ],
 )
-def test_what_deepspeed_cannot_do_here_is_refused_in_one_line(tmp_path, monkeypatch, own, changes, words):
-    line = check(tmp_path, monkeypatch, own, None, changes)
-    assert str(tmp_path / "mine.yaml") in line and "\n" not in line
+def test_what_deepspeed_cannot_do_here_is_refused_in_one_line(answer, top, own, changes, words):
+    line = answer(top, own, **changes)
     assert all(word in line for word in words.split()), line
 
 
@@ -237,27 +253,36 @@ def test_what_deepspeed_cannot_do_here_is_refused_in_one_line(tmp_path, monkeypa
     ("file", "changes", "words"),
     [
         ({"zero_optimization": {"stage": 3}}, {}, "ZeRO stage 3 --train.sharding=fsdp"),
-        ({"zero_optimization": ADAMW, "optimizer": {"type": "Adam"}}, {}, "optimizer keys of Lamp"),
-        ({"zero_optimization": ADAMW, "fp16": {"enabled": True}}, {}, "bf16 or fp32"),
-        ({"zero_optimization": ADAMW, "bf16": {"enabled": True}}, {"train__mixed_precision": "no"}, "bf16.enabled"),
-        ({"zero_optimization": ADAMW, "train_batch_size": 16}, {}, "train_batch_size: 16 is 4"),
-        ({"zero_optimization": ADAMW | {"round_robin_gradients": True}}, {}, "round_robin_gradients leave it out"),
-        ({"zero_optimization": ADAMW | {"offload_optimizer": {"device": "cpu"}}}, {}, "offload_optimizer: cpu"),
+        ({"zero_optimization": {"stage": 2}, "optimizer": {"type": "Adam"}}, {}, "zero.json optimizer keys of Lamp"),
+        ({"zero_optimization": {"stage": 2}, "fp16": {"enabled": True}}, {}, "bf16 or fp32"),
+        ({"zero_optimization": {"stage": 2}, "bf16": {"enabled": True}}, {"mixed_precision": "no"}, "bf16.enabled"),
+        ({"zero_optimization": {"stage": 2}, "train_batch_size": 16}, {}, "zero.json train_batch_size: 16 is 4"),
+        ({"zero_optimization": {"stage": 2, "round_robin_gradients": True}}, {}, "round_robin_gradients leave it out"),
+        ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}, {}, "offload_optimizer: cpu"),
         ({"bf16": {"enabled": True}}, {}, "zero.json has no zero_optimization"),
         ("{", {}, "zero.json cannot be read as JSON"),
     ],
 )
-def test_a_deepspeed_file_that_contradicts_our_keys_is_refused_in_one_line(tmp_path, monkeypatch, file, changes, words):
-    line = check(tmp_path, monkeypatch, {}, file, changes)
-    assert "\n" not in line and all(word in line for word in words.split()), line
+def test_a_deepspeed_file_that_contradicts_our_keys_is_refused_in_one_line(answer, file, changes, words):
+    line = answer({}, {}, file, **changes)
+    assert all(word in line for word in words.split()), line
 
 
-def test_a_file_that_agrees_is_taken_where_deepspeed_is_installed(tmp_path, monkeypatch):
+def test_a_file_that_agrees_is_taken_where_deepspeed_is_installed(answer):
     own = {"gradient_accumulation_steps": "auto", "offload_optimizer_device": "none", "zero3_init_flag": False}
     numbers = {"train_batch_size": 4, "train_micro_batch_size_per_gpu": 2, "gradient_clipping": 10.0}
     zero = {"stage": 1, "reduce_bucket_size": "auto", "stage3_prefetch_bucket_size": "auto", "overlap_comm": True}
     file = {"zero_optimization": zero, "bf16": {"enabled": "auto"}, "steps_per_print": 10} | numbers
-    line = check(tmp_path, monkeypatch, own, file, {})
-    expected = "" if find_spec("deepspeed") else "-m pip install -r requirements-deepspeed.txt"
-    assert line.endswith(expected) and (not line or "deepspeed is not installed" in line)
+    line = answer({}, own, file)
+    if find_spec("deepspeed") is None:
+        assert "deepspeed is not installed" in line and line.endswith("pip install -r requirements-deepspeed.txt")
+    else:
+        assert line == ""
     assert deepspeed_config.zero_options() == {"stage": 1, "overlap_comm": True}
+
+
+def test_the_check_before_any_device_is_touched_reads_the_file(tmp_path, monkeypatch):
+    (tmp_path / "mine.yaml").write_text(START + "deepspeed_config:\n  zero_stage: 3\n")
+    monkeypatch.setenv(accelerate_config.VARIABLE, str(tmp_path / "mine.yaml"))
+    with pytest.raises(ValueError, match="says ZeRO stage 3"):
+        main.check(configure("tokenizer", tmp_path))

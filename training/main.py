@@ -107,9 +107,9 @@ def check(cfg: DictConfig) -> None:
         settings = TrainSettings.from_config(cfg.train)
         accelerate_config.check(settings)
         EvalSettings.from_config(cfg.eval)
+        schedule, optimizer = ScheduleSettings.from_optimizer(cfg.optimizer)
         plausible.check_optimizer(cfg.optimizer)
         plausible.check_model(cfg)
-        schedule, optimizer = ScheduleSettings.from_optimizer(cfg.optimizer)
         deepspeed_config.check(cfg.mode, settings, schedule, optimizer["_target_"])
     if cfg.mode == "tokenize":
         if "tokenize" not in cfg or "frozen_tokenizer" not in cfg:

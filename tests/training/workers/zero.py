@@ -1,5 +1,6 @@
 """Started by torchrun in a test: `… zero ROOT NAME …` trains what `RUNS` says under each name, with DeepSpeed."""
 
+import json
 import os
 import signal
 import sys
@@ -35,8 +36,14 @@ RUNS = {
 
 
 def write_config(root: Path, stage: int) -> Path:
+    """Stage 1 by the Accelerate config alone; stage 2 by a DeepSpeed file, with buckets smaller than a model."""
+    own = "zero_stage: 1"
+    if stage == 2:
+        zero = {"stage": 2, "overlap_comm": True, "reduce_bucket_size": 20_000}
+        (root / "zero.json").write_text(json.dumps({"zero_optimization": zero, "gradient_clipping": "auto"}))
+        own = "deepspeed_config_file: zero.json"
     fpath = root / f"zero-{stage}.yaml"
-    fpath.write_text(f"distributed_type: DEEPSPEED\nnum_processes: 2\ndeepspeed_config:\n  zero_stage: {stage}\n")
+    fpath.write_text(f"distributed_type: DEEPSPEED\nnum_processes: 2\ndeepspeed_config:\n  {own}\n")
     return fpath
 
 

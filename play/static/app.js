@@ -189,7 +189,7 @@ function receive(frame) {
   }
   held.shown(frame.action);
   view.receive(frame);
-  recorder.tick();
+  recorder.tick(sampling.settings.fps);
 }
 
 function nameOf(action) {

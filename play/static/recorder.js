@@ -1,11 +1,14 @@
 // Recording: the button that begins and ends it, and the film that came of it.
 
+import { showError } from "./said.js";
+
 const $ = (id) => document.getElementById(id);
+const KINDS = ["gif", "mp4"];
 
 export class Recorder {
   #tell;
   #isOn = false;
-  #began = 0;
+  #frames = 0;
 
   /** tell(on) asks the server to begin or end; it answers whether there is a dream to record. */
   constructor(tell) {
@@ -25,18 +28,28 @@ export class Recorder {
     this.#show(false);
   }
 
-  /** A frame was shown: how long the film is by now. */
-  tick() {
-    if (this.#isOn) $("record-label").textContent = `Stop ${Math.round((performance.now() - this.#began) / 1000)} s`;
+  /** A frame was shown, of a film that plays at `fps`. */
+  tick(fps) {
+    if (!this.#isOn) return;
+    this.#frames += 1;
+    $("record-label").textContent = `Stop ${Math.floor(this.#frames / fps)} s`;
   }
 
-  /** A film is there, which also comes by itself when it is full. */
-  done({ gif, mp4, frames }) {
+  /** A film is ready, which also comes by itself when it is full. It is fetched at once: the server soon forgets it. */
+  async done(message) {
     this.#show(false);
-    $("recording").hidden = false;
-    $("recording-text").textContent = `${frames} frames`;
-    $("recording-picture").src = $("gif").href = gif;
-    $("mp4").href = mp4;
+    try {
+      const films = await Promise.all(KINDS.map((kind) => fetchFilm(message[kind])));
+      KINDS.forEach((kind, i) => {
+        URL.revokeObjectURL($(kind).href);
+        $(kind).href = URL.createObjectURL(films[i]);
+      });
+      $("recording-picture").src = $("gif").href;
+      $("recording-text").textContent = `${message.frames} frames`;
+      $("recording").hidden = false;
+    } catch {
+      showError("The recording was lost: the server does not answer.");
+    }
   }
 
   #toggle() {
@@ -47,8 +60,14 @@ export class Recorder {
 
   #show(isOn) {
     this.#isOn = isOn;
-    this.#began = performance.now();
+    this.#frames = 0;
     $("record").setAttribute("aria-pressed", String(isOn));
     $("record-label").textContent = isOn ? "Stop" : "Record";
   }
+}
+
+async function fetchFilm(url) {
+  const answer = await fetch(url);
+  if (!answer.ok) throw new Error(answer.status);
+  return answer.blob();
 }

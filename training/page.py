@@ -145,7 +145,8 @@ thead th { color: var(--faint); font-weight: 600; white-space: nowrap; }
 tbody th { font-weight: 400; }
 td small { display: block; color: var(--faint); font-size: 12px; white-space: nowrap; }
 .facts-table td { overflow-wrap: anywhere; min-width: 110px; }
-.results td, .results tbody th { white-space: nowrap; }
+.results td { white-space: nowrap; }
+.results tbody th { min-width: 170px; overflow-wrap: anywhere; }
 .results th, .results td { padding-right: 11px; }
 .results tbody th { position: sticky; left: 0; background: var(--card); }
 .results thead th { white-space: normal; vertical-align: bottom; line-height: 1.25; font-size: 13px; }

@@ -33,7 +33,7 @@ class Entry:
     id: str  # names it towards players, who never see or send a path
     name: str  # the run folder or file, below the folder it was found in
     fpath: Path
-    modified: float
+    modified: float  # 0 for the worlds that come with Lamp: a checkout may write them after any training
     is_latent: bool
     num_actions: int
     image_size: tuple[int, int]
@@ -202,7 +202,7 @@ def describe(fpath: Path, root: Path, tokenizer_fpath: str | None) -> Entry | No
         id=hashlib.sha256(os.fsencode(name.resolve())).hexdigest()[:12],
         name=_short(name, root),
         fpath=fpath,
-        modified=fpath.stat().st_mtime,
+        modified=0.0 if header["metadata"].get("is_example") else fpath.stat().st_mtime,
         is_latent=is_latent,
         num_actions=_codes(config["actions"]["lam"]["quantizer"]) if is_latent else config["actions"]["num_actions"],
         image_size=tuple(size),

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TESTED_ELSEWHERE = {
     "bash run.sh --config=quickstart.yaml",  # test_quickstart.py
     "bash run.sh --mode=play",  # test_play.py
+    "bash run.sh --config=videos.yaml --dataset_name=gameplay",  # tests/data/test_import_videos.py
     # test_reference_commands.py, which puts files where the published ones go
     "bash run.sh --config=genie_redux_guided.yaml --mode=eval "
     "--eval.model_fpath=checkpoints/GenieRedux_Guided_CoinRun_80mln_v1.0/model.pt "
@@ -43,14 +44,14 @@ def printed_commands() -> list[str]:
 
 def small_sizes(command: str, folder: Path) -> str:
     """What is appended to a command, so that it takes seconds and writes below `folder`."""
-    if "generate.py" in command:
-        return f"--n_instances=20 --n_steps_max=40 --root_dpath={folder / 'datasets'}"
-    if "data.import_videos" in command:
-        return f"--root={folder / 'datasets'}"
-    if "data.inspect" in command:
-        return f"--root={folder / 'datasets'} --output={folder / 'inspect'}"
     if "--list" in command or "--help" in command or "download_models" in command:
         return ""
+    if "--mode=generate" in command:
+        return f"--n_instances=20 --n_steps_max=40 --root_dpath={folder / 'datasets'}"
+    if "--mode=import" in command:
+        return f"--root={folder / 'datasets'}"
+    if "--mode=inspect" in command:
+        return f"--root={folder / 'datasets'} --output={folder / 'inspect'}"
     if "--mode=dream" in command:
         return (
             f"--dream.model_fpath={folder / 'checkpoints' / 'genie_redux_guided' / 'genie_redux_guided'} "
@@ -69,16 +70,16 @@ def small_sizes(command: str, folder: Path) -> str:
     model = re.search(r"--config=(\w+).yaml", command)[1]
     if model == "my_world":
         return f"{paths} {SMALL_TRAINING} {SMALL_MODEL['genie_redux']} --name=mine"
-    name = "--name=wide" if "=wide" in command else "--name=cached" if "token_cache" in command else ""
+    name = "--name=cached" if "token_cache" in command else ""
     return f"{paths} {SMALL_TRAINING} {SMALL_MODEL[model]} {name}"
 
 
 def order(command: str) -> int:
     """Data come before tokenizers, those before worlds, those before their evaluation."""
     stages = (
-        "generate.py",
-        "data.import",
-        "data.inspect",
+        "--mode=generate",
+        "--mode=import",
+        "--mode=inspect",
         "tokenizer.yaml",
         "world.yaml",
         "genie_redux.yaml",
@@ -116,5 +117,14 @@ def test_a_command_of_the_readme_runs_as_printed(command, folder):
 
 def test_the_readme_prints_the_commands_that_it_lives_from():
     commands = " ".join(printed_commands())
-    for part in ("quickstart.yaml", "--mode=test", "generate.py", "--mode=eval", "--num_processes", "--help", "--list"):
+    for part in (
+        "quickstart.yaml",
+        "--mode=test",
+        "--mode=play",
+        "--mode=generate",
+        "--mode=eval",
+        "--num_processes",
+        "--help",
+        "--list",
+    ):
         assert part in commands

@@ -39,24 +39,25 @@ def report(folder: Path, summary: Summary) -> None:
     _list("skipped, nothing of them is in the dataset", info["skipped"], folder)
     _list("damaged, read up to there", info["damaged"], folder)
     print(_next_command(folder, info))
-    for split in {"train", "validation"} - set(info["splits"]):
-        print(f"note: there is no split {split}, which training needs")
 
 
 def _next_command(folder: Path, info: dict[str, Any]) -> str:
+    """A line that says what can be done with the dataset."""
+    place = {"dataset_root_dpath": folder.parent} if str(folder.parent) != DATASETS_DPATH else {}
+    keys = place | {"dataset_name": folder.name}
+
+    def under(group: str) -> str:
+        return " ".join(f"--{group}{key}={value}" for key, value in keys.items())
+
     height, width = info["image_size"]
-    is_elsewhere = str(folder.parent) != DATASETS_DPATH
+    size = f"image_size='[{height},{width}]'"
+    if "train" not in info["splits"]:
+        return f"measure on it: bash run.sh --config=tokenizer.yaml --mode=eval {under('eval.')}"
+    if "validation" not in info["splits"]:
+        return "note: there is no split validation, which training needs"
     if info["action_names"] is None:
-        root = f" --dataset_root_dpath={folder.parent}" * is_elsewhere
-        size = f" --image_size='[{height},{width}]'" * ((height, width) != (64, 64))
-        return (
-            f"a small world of it, to play: bash run.sh --config=videos.yaml{root} --dataset_name={folder.name}{size}"
-        )
-    root = f" --train.dataset_root_dpath={folder.parent}" * is_elsewhere
-    return (
-        f"train on it: bash run.sh --config=tokenizer.yaml{root} --train.dataset_name={folder.name} "
-        f"--data.image_size='[{height},{width}]'"
-    )
+        return f"a small world of it, to play: bash run.sh --config=videos.yaml {under('')} --{size}"
+    return f"train on it: bash run.sh --config=tokenizer.yaml {under('train.')} --data.{size}"
 
 
 def _list(what: str, entries: list[dict[str, str]], folder: Path) -> None:

@@ -222,6 +222,21 @@ def test_of_a_session_with_a_broken_frame_the_frames_before_are_used(tmp_path, c
     assert "000004.jpg" in read.info["damaged"][0]["reason"]
 
 
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("levels", "train on it: bash run.sh --config=tokenizer.yaml --train.dataset_root_dpath={root} "
+         "--train.dataset_name=levels --data.image_size='[16,16]'"),
+        ("levels_test", "measure on it: bash run.sh --config=tokenizer.yaml --mode=eval "
+         "--eval.dataset_root_dpath={root} --eval.dataset_name=levels_test"),
+    ],
+)  # fmt: skip
+def test_the_last_line_is_a_command_that_fits_what_was_imported(tmp_path, capsys, name, line):
+    folder = write_layout(tmp_path / name, dict.fromkeys(range(10), 4))
+    assert run(folder, tmp_path / "d") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == line.format(root=tmp_path / "d")
+
+
 def test_where_no_session_can_be_used_one_line_says_so_and_nothing_is_written(tmp_path, capsys):
     write_session(tmp_path / "in" / "000000" / "000000", 0, 5)
     (tmp_path / "in" / "000000" / "000000" / "actions.json").write_text("")

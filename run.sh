@@ -56,7 +56,8 @@ if [[ $mode == test ]]; then
   # Whole files side by side, each in one thread: tests are many small steps, and some of them wait.
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
   processes=${LAMP_TEST_PROCESSES:-$(($(getconf _NPROCESSORS_ONLN) + 1))}
-  exec "$python" -m pytest --numprocesses="$processes" --maxprocesses=4 --dist=loadfile "${arguments[@]}"
+  files=(--dist=loadfile --no-loadscope-reorder) # in the order of tests/conftest.py
+  exec "$python" -m pytest --numprocesses="$processes" --maxprocesses=4 "${files[@]}" "${arguments[@]}"
 fi
 case $mode in
   generate) program=(data_generation/generate.py) ;;

@@ -179,9 +179,9 @@ def test_videos_are_found_from_where_the_user_stands_and_at_home(ready, tmp_path
 
 
 def test_mode_test_hands_everything_else_to_pytest(ready):
-    assert given(run(ready, "--mode=test", "-k", "a or b", "tests/x.py"))[:9] == [
+    assert given(run(ready, "--mode=test", "-k", "a or b", "tests/x.py"))[:10] == [
         "python", "-m", "pytest", f"--numprocesses={os.cpu_count() + 1}", "--maxprocesses=4", "--dist=loadfile",
-        "-k", "a or b", "tests/x.py"
+        "--no-loadscope-reorder", "-k", "a or b", "tests/x.py"
     ]  # fmt: skip
 
 

@@ -159,15 +159,3 @@ def test_kept_bytes_count_a_storage_once_and_weights_never():
     assert (
         kept_for_backward(lambda: (layer(x) + layer(x.view(2, 2, 8)).flatten(0, 1)).sum(), layer).total() == 4 * 8 * 4
     )
-
-
-# ------------------------------------------------------------------------------------------------------------ compilers
-
-
-def test_a_compiler_sees_the_plain_formulas():
-    layer, x, biases = block(1)
-    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
-    layer(x, biases).sum().backward()
-    expected, x.grad = x.grad, None
-    compiled(x, biases).sum().backward()
-    torch.testing.assert_close(x.grad, expected, atol=1e-4, rtol=1e-4)

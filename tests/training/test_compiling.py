@@ -41,7 +41,9 @@ class Counting(Trainer):
 @pytest.mark.parametrize(
     ("kind", "checkpointing"), [("tokenizer", False), ("genie_redux", False), ("genie_redux_guided", True)]
 )
-def test_a_compiled_training_is_the_eager_one_and_compiles_in_its_first_step(quick, kind, checkpointing, tmp_path):
+def test_a_compiled_training_is_the_eager_one_compiles_in_its_first_step_and_goes_on_uncompiled(
+    quick, kind, checkpointing, tmp_path
+):
     settings = COMMON | {"train__gradient_checkpointing": checkpointing, "train__grad_accum": 2}
     if kind == "tokenizer":
         settings |= {"tokenizer__encoder_blocks": 3}  # which share one graph
@@ -56,12 +58,9 @@ def test_a_compiled_training_is_the_eager_one_and_compiles_in_its_first_step(qui
     assert eager.keys() == compiled.keys()
     for name, value in eager.items():
         torch.testing.assert_close(compiled[name], value, rtol=1e-4, atol=1e-5)
-
-
-def test_a_compiled_run_goes_on_uncompiled(quick, tmp_path):
-    train(configure("tokenizer", tmp_path, train__compile=True))
-    train(configure("tokenizer", tmp_path, train__resume_ckpt="auto", train__num_train_steps=5))
-    assert list(tmp_path.glob("runs/*/*/step-00000005"))
+    settings |= {"train__resume_ckpt": "auto", "train__num_train_steps": 5}
+    train(configure(kind, tmp_path, name="compiled", **settings))
+    assert list(tmp_path.glob("runs/*/compiled/step-00000005"))
 
 
 def test_the_compilers_code_computes_what_the_formulas_say():

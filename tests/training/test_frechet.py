@@ -67,7 +67,7 @@ def inception(weights_dir):
 @pytest.mark.parametrize("nearest", [False, True])
 def test_fid_of_the_whole_path_equals_a_computation_by_hand(inception, weights_dir, nearest):
     """By hand: torch-fidelity's own extractor on each picture, means and covariances in numpy's float64."""
-    predicted, target = noise(2, 3, 3, 16, 16), noise(3, 2, 3, 16, 16, seed=1) ** 3
+    predicted, target = noise(2, 2, 3, 16, 16), noise(3, 1, 3, 16, 16, seed=1) ** 3
     fid = FID(inception, nearest=nearest)
     for part in (predicted[:1], predicted[1:]):
         fid.update("", part)

@@ -83,7 +83,7 @@ def test_wandb_offline_writes_its_files_and_a_resumed_run_keeps_its_id(tmp_path)
     run_id = first.state.log_run_id
     assert run_id is not None and second.state.log_run_id == run_id
     files = list((tmp_path / "wandb").glob(f"wandb/offline-run-*-{run_id}/run-{run_id}.wandb"))
-    assert files
+    assert len(files) == 2
     assert list((tmp_path / "wandb").rglob("reconstruction*.gif"))
     assert list((tmp_path / "wandb").rglob("reconstruction_strip*.png"))
 

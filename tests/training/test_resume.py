@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from tests.training.workers.forked import Forked, start_two
 from tests.training.workers.tiny import configure
 from training import checkpoint
-from training.trainer import train
 
 STEPS = 12
 COMMON = (f"train__num_train_steps={STEPS}", "train__grad_accum=2", "train__save_model_every=2", "train__keep_last=2")
@@ -118,15 +117,6 @@ def test_a_signal_in_an_endless_step_drops_it_and_loses_nothing(tmp_path):
     process = Forked(tmp_path, kind, *words)
     assert process.wait() == unbroken.wait() == 0, process.output + unbroken.output
     assert_same_run(run_folder(tmp_path, kind, "unbroken"), folder)
-
-
-def test_the_logger_run_goes_on_under_its_id(tmp_path):
-    common = {"train__logger": "wandb", "train__wandb_mode": "offline", "train__wandb_dpath": tmp_path / "wandb"}
-    for steps in (2, 4):
-        settings = common | {"train__num_train_steps": steps, "train__resume_ckpt": "auto"}
-        train(configure("noisy_line", tmp_path, **settings))
-    run_id = checkpoint.load_state(run_folder(tmp_path, "noisy_line", "tokenizer") / "step-00000004")["log_run_id"]
-    assert run_id and len(list(tmp_path.rglob(f"run-{run_id}.wandb"))) == 2
 
 
 def test_two_processes_drop_an_endless_step_together_and_lose_nothing(tmp_path):

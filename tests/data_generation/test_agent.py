@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from data.episodes import read_info
+from data_generation import generate
 from data_generation.agent import (
     Agent,
     AgentNetwork,
@@ -157,18 +158,13 @@ def test_other_files_are_refused_in_one_line(tmp_path):
 # ---------------------------------------------------------------------------------------------------- recording with it
 
 
-def generate(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "data_generation/generate.py", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-
-
-def test_an_agent_records_the_same_bytes_whatever_the_number_of_workers(agent, tmp_path):
+def test_an_agent_records_the_same_bytes_whatever_the_number_of_workers(agent, tmp_path, capsys):
     save_agent(tmp_path / "agent.safetensors", agent)
     common = ["--config=coinrun_ppo", f"--agent_fpath={tmp_path / 'agent.safetensors'}", "--n_instances=14"]
     common += ["--n_steps_max=30", "--episodes_per_shard=5", "--agent_batch_size=3", "--validation_share=0.0"]
     for workers in (1, 2):
-        done = generate(*common, f"--n_workers={workers}", f"--root_dpath={tmp_path / str(workers)}")
-        assert done.returncode == 0, done.stderr
+        words = [*common, f"--n_workers={workers}", f"--root_dpath={tmp_path / str(workers)}"]
+        assert generate.main(words) == 0, capsys.readouterr().err
     first, second = (read_info(tmp_path / str(workers), "coinrun_v2.1.0") for workers in (1, 2))
     assert first["splits"] == second["splits"]
     assert first["generator"]["config"]["agent_epsilon"] == 0.25
@@ -176,14 +172,14 @@ def test_an_agent_records_the_same_bytes_whatever_the_number_of_workers(agent, t
     assert len(first["generator"]["config"]["agent_sha256"]) == 64
 
 
-def test_an_agent_for_another_game_is_refused(agent, tmp_path):
+def test_an_agent_for_another_game_is_refused(agent, tmp_path, capsys):
     save_agent(tmp_path / "agent.safetensors", agent)
-    done = generate(f"--agent_fpath={tmp_path / 'agent.safetensors'}", "--game=maze", f"--root_dpath={tmp_path}")
-    assert done.returncode == 2
-    assert "plays coinrun with 7 actions" in done.stderr and done.stderr.count("\n") == 1
-    done = generate("--agent_fpath=nowhere", f"--root_dpath={tmp_path}")
-    assert done.returncode == 2
-    assert "agent_fpath=nowhere does not exist" in done.stderr
+    words = [f"--agent_fpath={tmp_path / 'agent.safetensors'}", "--game=maze", f"--root_dpath={tmp_path}"]
+    assert generate.main(words) == 2
+    error = capsys.readouterr().err
+    assert "plays coinrun with 7 actions" in error and error.count("\n") == 1
+    assert generate.main(["--agent_fpath=nowhere", f"--root_dpath={tmp_path}"]) == 2
+    assert "agent_fpath=nowhere does not exist" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------------------- training
@@ -235,14 +231,8 @@ def test_a_training_writes_an_agent_that_can_record(tmp_path):
     trained = load_agent(fpath)
     assert trained.history["decisions"] == 256
     assert [row["name"] for row in trained.history["scores"]][:2] == ["random actions", "always RIGHT_JUMP"]
-    done = generate(
-        "--config=coinrun_ppo",
-        f"--agent_fpath={fpath}",
-        "--n_instances=3",
-        "--n_steps_max=9",
-        f"--root_dpath={tmp_path}",
-    )
-    assert done.returncode == 0, done.stderr
+    recording = ["--config=coinrun_ppo", f"--agent_fpath={fpath}", "--n_instances=3", "--n_steps_max=9"]
+    assert generate.main([*recording, "--n_workers=1", f"--root_dpath={tmp_path}"]) == 0
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-from torchmetrics.image.fid import FrechetInceptionDistance
 
 from training import frechet
 from training.frechet import FID, FVD, FeatureStatistics, distance, frechet_distance, load_i3d, load_inception
@@ -67,6 +65,8 @@ def inception(weights_dir):
 @pytest.mark.parametrize("nearest", [False, True])
 def test_fid_of_the_whole_path_equals_a_computation_by_hand(inception, weights_dir, nearest):
     """By hand: torch-fidelity's own extractor on each picture, means and covariances in numpy's float64."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
     predicted, target = noise(2, 2, 3, 16, 16), noise(3, 1, 3, 16, 16, seed=1) ** 3
     fid = FID(inception, nearest=nearest)
     for part in (predicted[:1], predicted[1:]):
@@ -124,6 +124,8 @@ def test_statistics_of_few_vectors_added_to_those_of_many_are_those_of_all():
 
 
 def test_frechet_distance_equals_that_of_torchmetrics():
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
     """On ready-made features, which leaves the statistics and the distance to compare."""
     theirs = FrechetInceptionDistance(feature=Features(), normalize=True)
     ours = []

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from training import intervals, metrics
 from training.intervals import bootstrap, ratio_interval
@@ -76,6 +75,8 @@ def test_ssim_of_flat_frames_is_the_luminance_term(low, high):
 
 
 def test_ssim_equals_that_of_torchmetrics():
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
     target = torch.nn.functional.avg_pool2d(noise(11, 3, 24, 40), 3, 1, 1)
     predicted = (target + 0.2 * noise(11, 3, 24, 40, seed=1)).clamp(0, 1)
     theirs = structural_similarity_index_measure(

@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from torchmetrics.functional.image.lpips import _NoTrainLpips
-from torchvision import models
 
 from training.perceptual import LPIPS, load_lpips
 from training.weight_files import ALEXNET
@@ -23,6 +21,9 @@ def weights_dir(tmp_path_factory):
 
 
 def test_lpips_equals_that_of_torchmetrics_on_the_weights_of_the_file(weights_dir, monkeypatch):
+    from torchmetrics.functional.image.lpips import _NoTrainLpips
+    from torchvision import models
+
     network, reason = load_lpips(weights_dir)
     assert reason is None
     predicted, target = noise(2, 3, 3, 64, 64), noise(2, 3, 3, 64, 64, seed=1)

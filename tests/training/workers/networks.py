@@ -1,4 +1,7 @@
-"""Stand-ins of random weights for the published networks that metrics need, in files of the published names."""
+"""Stand-ins of random weights for the published networks that metrics need, in files of the published names.
+
+The packages that these come from take a second to import, so whoever needs none of them does not.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,9 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
-from torch_fidelity import feature_extractor_inceptionv3
-from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-from torchvision.models import alexnet
 
 from training import frechet, preparation
 from training.weight_files import ALEXNET, I3D, INCEPTION
@@ -41,11 +41,13 @@ class TinyInception(nn.Module):
 
 
 def write_inception(folder: Path) -> None:
+    from torch_fidelity import feature_extractor_inceptionv3 as module
+
     torch.manual_seed(0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(feature_extractor_inceptionv3, "load_state_dict_from_url", lambda *args, **kwargs: {})
-        patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
-        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+        patch.setattr(module, "load_state_dict_from_url", lambda *args, **kwargs: {})
+        patch.setattr(module.FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
+        network = module.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
     torch.save(network.state_dict(), folder / INCEPTION.name)
 
 
@@ -56,6 +58,8 @@ def write_i3d(folder: Path) -> None:
 
 def write_alexnet(folder: Path) -> None:
     """Its convolutions alone; the published file has the classifier besides."""
+    from torchvision.models import alexnet
+
     torch.manual_seed(0)
     state = alexnet().state_dict()
     torch.save({name: value for name, value in state.items() if name.startswith("features.")}, folder / ALEXNET.name)

@@ -66,7 +66,7 @@ class Library:
 
     def __init__(self, settings: PlaySettings | DreamSettings, device: torch.device):
         self._settings, self._device = settings, device
-        self._graphs = choose(settings.session_graphs, device, f"{settings.group}.session_graphs")
+        self._graphs = choose(settings.session_graphs, device, settings.key("session_graphs"))
         self._loaded: dict[str, Loaded] = {}  # the least lately used first
         self._lock = threading.Lock()
         self.entries: dict[str, Entry] = {}

@@ -204,6 +204,7 @@ def test_frames_handed_out_are_never_written_to_again(kwargs):
         ({"windows": 3}, "windows is not a setting of an environment; known are roots"),
         ({"window": 0}, "window is 0, expected a value of at least 1"),
         ({"inference_steps": 4}, "inference_steps=4: guided makes one pass a frame"),
+        ({"session_graphs": "true"}, "session_graphs is true, but graphs are recorded on a GPU"),
         ({"device": "cuda:77"}, "device is 'cuda:77'"),
     ],
 )

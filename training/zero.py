@@ -20,6 +20,7 @@ from training import deepspeed_config
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
+COUNTERS = ("step", "mu_product")  # state that an optimizer has once for a parameter, not for each of its numbers
 LARGEST_BUCKET = 500_000_000  # DeepSpeed's own value: numbers that travel together
 
 
@@ -98,7 +99,7 @@ class ZeroOptimizer:
             own = self._own.state.get(share, {})
             for index, parameter in enumerate(parameters, start=count):
                 if own:
-                    state[index] = {key: _spread(parameter, value, share) for key, value in own.items()}
+                    state[index] = {key: _spread(parameter, key, value) for key, value in own.items()}
             indices = list(range(count, count + len(parameters)))
             groups.append({key: value for key, value in group.items() if key != "params"} | {"params": indices})
             count += len(parameters)
@@ -107,21 +108,11 @@ class ZeroOptimizer:
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Take this process's share of a whole state, whoever saved it."""
         state, groups = {}, []
-        for number, (group, parameters, share) in enumerate(
-            zip(saved["param_groups"], self._parameters, self._shares, strict=True)
-        ):
-            own = {}
-            for index, parameter in zip(group["params"], parameters, strict=True):
-                for key, value in saved["state"].get(index, {}).items():
-                    if value.shape != parameter.shape:
-                        own[key] = value  # the number of steps
-                        continue
-                    flat = own.setdefault(key, torch.zeros_like(share, requires_grad=False))
-                    if parameter._hp_mapping is not None:
-                        here, there = _places(parameter)
-                        flat[there] = value.flatten()[here].to(flat.device)
-            if own:
-                state[number] = own
+        everything = zip(saved["param_groups"], self._parameters, self._shares, strict=True)
+        for number, (group, parameters, share) in enumerate(everything):
+            wholes = [saved["state"].get(index, {}) for index in group["params"]]
+            if any(wholes):
+                state[number] = _flat(wholes, parameters, share)
             groups.append(group | {"params": [number]})
         self._own.load_state_dict({"state": state, "param_groups": groups})
 
@@ -143,8 +134,23 @@ class Spread:
         return whole.view(self._parameter.shape)
 
 
-def _spread(parameter: nn.Parameter, value: Tensor, share: Tensor) -> "Tensor | Spread":
-    return Spread(parameter, value) if value.shape == share.shape else value
+def _spread(parameter: nn.Parameter, key: str, value: Tensor | None) -> "Tensor | Spread | None":
+    return value if value is None or key in COUNTERS else Spread(parameter, value)
+
+
+def _flat(wholes: list[dict[str, Any]], parameters: list[nn.Parameter], share: Tensor) -> dict[str, Any]:
+    """This process's share of a group's state, from the whole state of each parameter."""
+    own: dict[str, Any] = {}
+    for whole, parameter in zip(wholes, parameters, strict=True):
+        for key, value in whole.items():
+            if value is None or key in COUNTERS:
+                own[key] = value
+                continue
+            flat = own.setdefault(key, torch.zeros_like(share))
+            if parameter._hp_mapping is not None:
+                here, there = _places(parameter)
+                flat[there] = value.flatten()[here].to(flat.device)
+    return own
 
 
 def _places(parameter: nn.Parameter) -> tuple[slice, slice]:

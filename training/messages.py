@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig
 
 from data.tokens import CachedClips
-from training import checkpoint, flops
+from training import accelerate_config, checkpoint, flops
 from training.logs import duration
 from training.zero import ZeroAccelerator
 
@@ -72,9 +72,10 @@ def closing(run: "Trainer", signal_number: int) -> str:
     saved = run.run_dpath / checkpoint.step_name(state.step)
     if signal_number:
         cause = "Ctrl-C" if signal_number == signal.SIGINT else signal.Signals(signal_number).name
-        resume_ckpt = "--train.resume_ckpt=auto"
+        fpath = accelerate_config.read()[0]
+        words = [*([f"--accelerate_config={fpath}"] if fpath else []), "--train.resume_ckpt=auto"]
         kept = f"saved {saved}" if state.step else "no step was finished"
-        return f"stopped by {cause} at step {state.step}; {kept}; go on with: {command(run, resume_ckpt)}"
+        return f"stopped by {cause} at step {state.step}; {kept}; go on with: {command(run, *words)}"
     if run.settings.keep_best is not None and state.best is not None:
         saved = run.run_dpath / checkpoint.step_name(state.best[1])
     mode, weights = "--mode=eval", f"--eval.model_fpath={saved}"

@@ -65,6 +65,7 @@ def trained(tmp_path_factory) -> Path:
     train(configure(kind, root, name="adamw-one", **settings | JOINT | {"train__num_train_steps": 2}))
     done = launch(2, "tests.training.workers.zero", str(root), *RUNS)
     assert done.returncode == 0, done.stdout
+    (root / "output.txt").write_text(done.stdout)
     return root
 
 
@@ -131,6 +132,8 @@ def test_a_run_that_is_told_to_stop_and_goes_on_is_the_unbroken_run(trained):
     assert_same_tree(weights(trained, "adamw", "adamw"), weights(trained, "adamw", "signalled"))
     for rank in (0, 1):
         assert (trained / f"signalled-{rank}-first.txt").read_text() == "after 2 updates: SystemExit(0)"
+    words = f"--accelerate_config={trained / 'zero-1.yaml'} --train.resume_ckpt=auto"
+    assert words in (trained / "output.txt").read_text()
 
 
 @installed

@@ -100,7 +100,7 @@ def read_info(root: Path | str, name: str) -> dict[str, Any]:
     """The `info.json` of a finished dataset; an error that says what to do where there is none."""
     folder = Path(root) / name
     fpath = folder / "info.json"
-    command = "python data_generation/generate.py " + (f"--config={MADE_BY[name]}" if name in MADE_BY else "--list")
+    command = "bash run.sh --mode=generate --" + (f"config={MADE_BY[name]}" if name in MADE_BY else "list")
     if (folder / UNFINISHED).exists() and not fpath.exists():
         command = _importer(folder / UNFINISHED) or command
         raise ValueError(f"dataset {folder} is unfinished; run its generator again to go on: {command}")
@@ -108,8 +108,10 @@ def read_info(root: Path | str, name: str) -> dict[str, Any]:
         existing = sorted(entry.parent.name for entry in Path(root).glob("*/info.json"))
         nearest = difflib.get_close_matches(name, existing, n=3, cutoff=0.4) or existing[:5]
         hint = f"nearest existing: {', '.join(nearest)}" if nearest else "that folder holds no datasets"
+        of_videos = "" if name in MADE_BY else f", or of videos: bash run.sh --mode=import --input=FOLDER --name={name}"
         raise FileNotFoundError(
             f"dataset_name={name}: no {fpath}; {hint}; set dataset_name or dataset_root_dpath, or make it: {command}"
+            f"{of_videos}"
         )
     try:
         info = json.loads(fpath.read_text())

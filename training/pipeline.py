@@ -99,6 +99,7 @@ def run(cfg: DictConfig) -> None:
         raise ValueError("a pipeline starts its stages itself: leave --num_processes out and set --stage_processes=N")
     output_dpath = Path(cfg.output_dpath)
     stages = read_stages(cfg)
+    _check(stages)
     for number, stage in enumerate(stages, start=1):
         _run_stage(stage, f"[{number}/{len(stages)}] {stage.name}", output_dpath / "stages")
     began = time.monotonic()
@@ -123,6 +124,18 @@ def read_stages(cfg: DictConfig) -> list[Stage]:
             )
         )
     return stages
+
+
+def _check(stages: list[Stage]) -> None:
+    """Raise ValueError for a setting that would end a stage: before the first one, not after those that work."""
+    from training.main import check
+
+    for stage in stages:
+        try:
+            if stage.command != "generate":
+                check(stage.resolved())
+        except ValueError as error:
+            raise ValueError(f"stage {stage.name}: {error}") from error
 
 
 def _num_processes(asked: int | None) -> int:

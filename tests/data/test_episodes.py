@@ -115,9 +115,11 @@ def test_gathered_rows_are_those_of_each_episode(root, to_read_ahead):
 
 
 def test_a_missing_dataset_is_answered_with_the_nearest_names_and_the_command_that_makes_it(root):
-    with pytest.raises(FileNotFoundError, match=r"toyy.*nearest existing: toy;.*generate.py --list"):
+    with pytest.raises(
+        FileNotFoundError, match=r"toyy.*nearest existing: toy;.*--mode=import --input=FOLDER --name=toyy$"
+    ):
         Episodes(root, "toyy", "train")
-    with pytest.raises(FileNotFoundError, match=r"generate.py --config=coinrun_random_test$"):
+    with pytest.raises(FileNotFoundError, match=r"make it: bash run.sh --mode=generate --config=coinrun_random_test$"):
         Episodes(root / "nowhere", "coinrun_v2.0.0_test", "train")
 
 

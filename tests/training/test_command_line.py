@@ -285,6 +285,13 @@ def test_a_mistake_is_one_line_and_exit_code_2(words, found, capsys):
     assert found in error
 
 
+def test_a_mistake_in_a_later_stage_ends_a_pipeline_before_its_first(tmp_path, capsys):
+    words = ["--config=videos.yaml", f"--output_dpath={tmp_path / 'out'}", "--stage_processes=1", "--num_actions=0"]
+    assert main.main(words) == 2
+    assert "error: stage genie_redux: quantizer.codebook_size is 0" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_another_number_of_processes_than_asked_for_stops(capsys, monkeypatch):
     monkeypatch.setenv("LAMP_NUM_PROCESSES", "2")
     monkeypatch.setenv("WORLD_SIZE", "1")

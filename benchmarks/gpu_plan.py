@@ -82,11 +82,12 @@ class _Plan:
         # Some: enough to be interrupted.
         two, some = ("--train.num_train_steps=2",), ("--train.num_train_steps=50",)
         clips = ("--eval=quickstart", "--eval.num_clips=2", "--eval.num_samples=1", "--eval.reader_steps=2")
+        levels = ("--n_steps_max=30", "--n_workers=1")
         step = ("--small", "--steps=2", "--train.num_frames=4", "--train.num_workers=0")
         dataset = f"--dataset={self.datasets / 'coinrun_plain'}"
         return [
-            self.generate("data", 0.1, "--config=coinrun_quickstart", "--n_instances=20", "--n_steps_max=30"),
-            self.generate("test_data", 0.1, "--config=coinrun_quickstart_test", "--n_instances=4", "--n_steps_max=30"),
+            self.generate("data", 0.1, "--config=coinrun_quickstart", "--n_instances=20", *levels),
+            self.generate("test_data", 0.1, "--config=coinrun_quickstart_test", "--n_instances=4", *levels),
             self.test("gpu_tests", 0.15, "-m", "gpu", "tests/training/test_gpu.py"),
             self.train("tokenizer_small", 0.15, "tokenizer", *SMALL_TOKENIZER, *few, *some),
             self.train("genie_redux_guided_small", 0.15, "genie_redux_guided", *SMALL_WORLD, *few, *two),

@@ -80,7 +80,7 @@ class _Plan:
             "--train.batch_size=1", "--train.num_frames=4", "--train.logger=none",
         )  # fmt: skip
         # Some: enough to be interrupted.
-        two, some = ("--train.num_train_steps=2",), ("--train.num_train_steps=50",)
+        two, some = ("--train.num_train_steps=2",), ("--train.num_train_steps=100",)
         clips = ("--eval=quickstart", "--eval.num_clips=2", "--eval.num_samples=1", "--eval.reader_steps=2")
         levels = ("--n_steps_max=30", "--n_workers=1")
         step = ("--small", "--steps=2", "--train.num_frames=4", "--train.num_workers=0")

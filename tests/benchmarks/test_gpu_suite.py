@@ -79,7 +79,7 @@ def test_one_json_holds_what_every_stage_found(finished):
     out, _ = finished
     stages = results_of(out)["stages"]
     assert "the dataset is complete" in stages["data"]["result"]
-    assert stages[TRAINING]["result"]["step"] == 50 and stages[TRAINING]["result"]["validation/loss"] > 0
+    assert stages[TRAINING]["result"]["step"] == 100 and stages[TRAINING]["result"]["validation/loss"] > 0
     evaluation = stages["evaluate_genie_redux_guided_small"]["result"]["genie_redux_guided"]
     assert evaluation["num_clips"] == 2 and evaluation["psnr"] > 0
     assert stages["train_step_genie_redux_guided"]["result"]["frames_per_second"] > 0

@@ -46,7 +46,7 @@ class Slots(NamedTuple):
 
     attended: Tensor  # (n,) of keys and values
     convolved: Tensor  # (n,) of the inputs of convolutions
-    before: Tensor  # (TAPS,) there, of the frames before the first
+    read: Tensor  # (TAPS + n,) there, of the frames before the first and of these
 
 
 class BlockCache:
@@ -125,8 +125,8 @@ class TransformerCache:
         """The slots of frames at `times` (n,), one after the other."""
         block = self._blocks[0]
         size = block.convolved["temporal"].size
-        before = torch.arange(-TAPS, 0, device=times.device) + times[:1]
-        return Slots(times % block.keys.size, times % size, before % size)
+        read = torch.arange(-TAPS, len(times), device=times.device) + times[:1]
+        return Slots(times % block.keys.size, times % size, read % size)
 
     def draft(self, count: int) -> None:
         """Passes will write the next `count` frames, again and again, until `commit`."""

@@ -26,8 +26,9 @@ class PositionGenerator(nn.Module):
     def extend(self, x: Tensor, past: Ring, slots: Slots) -> Tensor:
         """`forward` for the frames x (B, n, h, w, D) alone, which go to `slots`; those before them are in `past`."""
         weight, bias = self.dsconv.weight, self.dsconv.bias
-        frames = torch.cat([past.read(slots.before), x], dim=1)
+        # Written before all is read: the compiler would copy a ring that changes after it was read.
         past.write(slots.convolved, x)
+        frames = past.read(slots.read)
         if not is_eager():
             return x + _shifted(frames, weight, bias)
         out = x.clone(memory_format=torch.contiguous_format)

@@ -54,6 +54,9 @@ class Turn(NamedTuple):
 
 def main(words: list[str]) -> None:
     config, overrides = parse(words, DEFAULT_CONFIG)
+    if config in ("--help", "--list"):
+        print(__doc__)
+        return
     overrides = DEFAULTS | overrides
     Path(overrides["root_dpath"]).mkdir(parents=True, exist_ok=True)
     made, bare, disk = [], [], []

@@ -30,6 +30,8 @@ class Journal:
             info = _read(finished)
             _refuse_another_origin(self.folder, info.get("generator", {}), self.origin)
             shards = [shard for split in info["splits"].values() for shard in split["shards"]]
+            for shard in shards:
+                _remove_truncated(self.folder / shard["file"], shard.get("bytes"))
             self._take_over(info, {shard["file"]: shard["next"] for shard in shards})
         elif unfinished.exists():
             found = _read(unfinished)
@@ -60,6 +62,13 @@ class Journal:
             key: [{"file": name, "reason": reason} for name, reason in sorted(entries.items())]
             for key, entries in (("skipped", self.skipped), ("damaged", self.damaged))
         }
+
+
+def _remove_truncated(fpath: Path, num_bytes: int | None) -> None:
+    """Remove a shard that is not as long as it was written, so that it is written again; None: that is not known."""
+    if num_bytes is not None and fpath.exists() and fpath.stat().st_size != num_bytes:
+        print(f"{fpath} has {fpath.stat().st_size:,} bytes, not {num_bytes:,}; it is written again", flush=True)
+        fpath.unlink()
 
 
 def _read(fpath: Path) -> dict[str, Any]:

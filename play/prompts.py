@@ -69,24 +69,34 @@ def open_held_out(entry: Entry, settings: PlaySettings | DreamSettings) -> Episo
 
 
 def open_gallery(entry: Entry, settings: PlaySettings) -> Gallery:
-    """First frames of episodes spread over the held-out split; one grey picture where there is no data set."""
+    """First frames of episodes spread over the held-out split; one grey picture where there is no data set.
+
+    Of few episodes, such as one imported film, frames from within them fill the gallery up.
+    """
     try:
         episodes = open_held_out(entry, settings)
     except (ValueError, OSError) as error:
         grey = np.full((*entry.image_size, 3), BLANK, np.uint8)
         return Gallery((Prompt("blank", grey),), {}, missing=" ".join(str(error).split()))
-    count = min(GALLERY_SIZE, episodes.num_episodes)
-    chosen = [index * episodes.num_episodes // count for index in range(count)]
     has_levels = "generator" in episodes.info
     prompts = [
         Prompt(
             f"g{number}",
-            fit(Image.fromarray(np.array(episodes.frames(episode, 0, 1)[0])), entry.image_size),
-            int(episodes.level_seeds[episode]) if has_levels else None,
+            fit(Image.fromarray(np.array(episodes.frames(episode, frame, 1)[0])), entry.image_size),
+            int(episodes.level_seeds[episode]) if has_levels and frame == 0 else None,
         )
-        for number, episode in enumerate(chosen)
+        for number, (episode, frame) in enumerate(_chosen(episodes))
     ]
     return Gallery(tuple(prompts), episodes.info)
+
+
+def _chosen(episodes: Episodes) -> list[tuple[int, int]]:
+    """Episode and frame of each picture of the gallery, the first frames before all others."""
+    count = min(GALLERY_SIZE, episodes.num_episodes)
+    spread = [index * episodes.num_episodes // count for index in range(count)]
+    of_each = GALLERY_SIZE // count
+    lengths = episodes.lengths.tolist()
+    return [(episode, part * lengths[episode] // of_each) for part in range(of_each) for episode in spread]
 
 
 def fit(image: Image.Image, image_size: tuple[int, int]) -> np.ndarray:

@@ -140,3 +140,8 @@ def _what_is_left(run: "Trainer") -> str:
     run.saver.join()  # a checkpoint may still be on its way to the disk
     steps = checkpoint.list_steps(run.run_dpath)
     return f"{steps[-1]} stays, go on with --train.resume_ckpt=auto" if steps else "nothing was saved yet"
+
+
+def peak(device: torch.device) -> dict[str, float]:
+    """The most memory that tensors, activations among them, had on a GPU at once so far; does not wait for it."""
+    return {"train/peak_memory_gib": torch.cuda.max_memory_allocated(device) / 2**30} if device.type == "cuda" else {}

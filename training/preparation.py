@@ -69,6 +69,10 @@ def check_writable(folder: Path) -> None:
 def load_model(name: str, settings: EvalSettings, tokenizer_fpath: str | None) -> nn.Module:
     """The weights at `eval.model_fpath`, which must hold a model of the kind that the configuration names."""
     is_tokenizer = name == "tokenizer"
+    try:
+        pretrained.resolve_fpath(settings.model_fpath)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"eval.model_fpath={settings.model_fpath}: {error}") from None
     model = pretrained.load(settings.model_fpath, tokenizer_fpath=None if is_tokenizer else tokenizer_fpath)
     kind = "tokenizer"
     if hasattr(model, "rollout"):

@@ -274,7 +274,8 @@ class Trainer:
                     "train/data_wait_share": self.stretch.wait_share,
                     "train/mfu": self._mfu(),
                     "train/skipped_steps": self.state.skipped["total"],
-                },
+                }
+                | out_of_memory.peak(self.accelerator.device),
             )
             self._show(means)
             for warning in self.alarm.warnings(self.state.step, means):

@@ -1,6 +1,7 @@
 """What all importers do: go on after an interruption, keep to their own folder, and survive a full disk."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -72,6 +73,14 @@ def test_a_lost_shard_is_restored_by_the_next_run(films, tmp_path, lost):
     shutil.copytree(films / "films", tmp_path / "films")
     (tmp_path / "films" / lost).unlink()
     assert run(films / "in", tmp_path, *SHARDED) == 0
+    assert bytes_of(tmp_path / "films") == bytes_of(films / "films")
+
+
+def test_a_truncated_shard_is_written_again_by_the_next_run(films, tmp_path, capsys):
+    shutil.copytree(films / "films", tmp_path / "films")
+    os.truncate(tmp_path / "films" / "train-00001.h5", 5_000)
+    assert run(films / "in", tmp_path, *SHARDED) == 0
+    assert "train-00001.h5 has 5,000 bytes, not" in capsys.readouterr().out
     assert bytes_of(tmp_path / "films") == bytes_of(films / "films")
 
 

@@ -15,7 +15,7 @@ from data.episodes import Episodes
 from data_generation.environment import Level
 from play import prompts
 from play.library import Library
-from play.prompts import KEPT_SIDE, Prompts, Uploads, decode
+from play.prompts import GALLERY_SIZE, KEPT_SIDE, Prompts, Uploads, decode
 from play.reality import game_of
 from tests.play.stage import GUIDED, LEVELS, Client, info, serving, settings_for
 from tests.training.workers.tiny import SIZE
@@ -62,12 +62,27 @@ def test_the_gallery_holds_first_frames_of_held_out_episodes_which_their_levels_
     entry = next(entry for entry in library.entries.values() if entry.name == GUIDED)
     gallery = Prompts(settings).gallery(entry)
     episodes = Episodes(root / "levels", LEVELS, "test")
-    assert [prompt.level for prompt in gallery.prompts] == episodes.level_seeds.tolist() == list(range(10_000, 10_005))
-    for number, prompt in enumerate(gallery.prompts):
+    assert (
+        [prompt.level for prompt in gallery.prompts[:5]] == episodes.level_seeds.tolist() == list(range(10_000, 10_005))
+    )
+    for number, prompt in enumerate(gallery.prompts[:5]):
         level = Level(game_of(gallery.info), prompt.level)
         assert np.array_equal(prompt.picture, episodes.frames(number, 0, 1)[0])
         assert np.array_equal(prompt.picture, level.frame)
         level.close()
+
+
+def test_few_episodes_fill_the_gallery_with_frames_from_within_them(root):
+    settings = settings_for(root)
+    library = Library(settings, torch.device("cpu"))
+    library.scan()
+    gallery = Prompts(settings).gallery(next(entry for entry in library.entries.values() if entry.name == GUIDED))
+    episodes = Episodes(root / "levels", LEVELS, "test")
+    assert len(gallery.prompts) == GALLERY_SIZE // 5 * 5
+    for number, prompt in enumerate(gallery.prompts[5:], start=5):
+        part, episode = divmod(number, 5)
+        frame = part * int(episodes.lengths[episode]) // (GALLERY_SIZE // 5)
+        assert prompt.level is None and np.array_equal(prompt.picture, episodes.frames(episode, frame, 1)[0])
 
 
 def test_without_a_data_set_there_is_one_grey_picture_and_the_reason(root):

@@ -26,7 +26,9 @@ pytestmark = [
 def test_a_training_learns_on_the_gpu(kind, precision, tmp_path):
     train(tiny.configure(kind, tmp_path, train__mixed_precision=precision, train__num_train_steps=20))
     lines = (tmp_path / "runs" / kind / kind / "logs" / "metrics.jsonl").read_text().splitlines()
-    losses = [scalars["train/loss"] for scalars in map(json.loads, lines) if "train/loss" in scalars]
+    logged = [scalars for scalars in map(json.loads, lines) if "train/loss" in scalars]
+    losses = [scalars["train/loss"] for scalars in logged]
+    assert all(scalars["train/peak_memory_gib"] > 0 for scalars in logged)
     assert len(losses) == 20 and losses[-1] < losses[0]
 
 

@@ -68,13 +68,18 @@ class FiniteGuard:
             self.watched[part] = _Watch(in_a_row, self._number(-1))
         return self.watched[part]
 
-    def see(self, part: str, loss: Tensor) -> None:
-        """Called with the loss of every micro-batch."""
+    def see(self, part: str, loss: Tensor) -> Tensor:
+        """Called with the loss of every micro-batch; returns what to differentiate.
+
+        That is the loss. In fp16 one that is not finite has a gradient that is none either, which its scaler notices.
+        """
         watch = self._watch(part)
-        is_first = ~torch.isfinite(loss.detach()) & (watch.bad_batch < 0)
+        is_bad = ~torch.isfinite(loss.detach())
+        is_first = is_bad & (watch.bad_batch < 0)
         # Filled here and below: `torch.where` would copy a number to the device, and the host would wait.
         watch.bad_batch = watch.bad_batch.masked_fill(is_first, watch.num_batches)
         watch.num_batches += 1
+        return loss * torch.ones_like(loss.detach()).masked_fill(is_bad, torch.nan) if self.scales else loss
 
     def allows_update(self, part: str, step: int, grad_norm: Tensor, optimizer: Optimizer) -> bool:
         """Called after clipping: whether to call `optimizer.step()`, which may still do nothing on a GPU.

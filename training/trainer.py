@@ -224,8 +224,7 @@ class Trainer:
             part = self.state.parts[name]
             prefix = "train" if name == MODEL else f"train/{name}"
             self.averages.add({f"{prefix}/{key}": value for key, value in {"loss": output.loss, **output.logs}.items()})
-            self.guard.see(name, output.loss)
-            self.accelerator.backward(output.loss)
+            self.accelerator.backward(self.guard.see(name, output.loss))
             if self.accelerator.sync_gradients:
                 update.enter_context(self.state.lock)  # until here a step can be dropped, from here it is finished
                 grad_norm = self.accelerator.clip_grad_norm_(part.module.parameters(), self.max_grad_norm)

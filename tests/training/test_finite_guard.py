@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -212,3 +213,13 @@ def test_losses_that_are_not_finite_leave_no_mark_on_the_logged_means(tmp_path):
         line for line in map(json.loads, (run.run_dpath / "logs" / "metrics.jsonl").open()) if "train/lr" in line
     ]
     assert 0 < line["train/loss"] < 10 and line["train/skipped_steps"] == 1
+
+
+@pytest.mark.parametrize("value", [2.0, float("inf"), float("nan")])
+def test_in_fp16_the_gradient_of_a_loss_that_is_not_finite_is_not_finite_either(value):
+    """Its scaler looks at gradients alone, and this one does not depend on the loss's value."""
+    accelerator = SimpleNamespace(device=torch.device("cpu"), num_processes=1, scaler=object())
+    guard = FiniteGuard(accelerator, "skip", {"total": 0, "in_a_row": {}}, lambda step, batch: [])
+    weight = torch.ones(3, requires_grad=True)
+    guard.see("model", weight.sum() + value).backward()
+    assert torch.isfinite(weight.grad).all() == (value == 2.0)

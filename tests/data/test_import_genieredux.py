@@ -232,7 +232,7 @@ def test_of_a_session_with_a_broken_frame_the_frames_before_are_used(tmp_path, c
     ],
 )  # fmt: skip
 def test_the_last_line_is_a_command_that_fits_what_was_imported(tmp_path, capsys, name, line):
-    folder = write_layout(tmp_path / name, dict.fromkeys(range(10), 4))
+    folder = write_layout(tmp_path / name, dict.fromkeys(range(100), 4))
     assert run(folder, tmp_path / "d") == 0
     assert capsys.readouterr().out.splitlines()[-1] == line.format(root=tmp_path / "d")
 

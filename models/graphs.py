@@ -8,6 +8,7 @@ world share its graphs, and forking, rewinding or selecting knows nothing of the
 """
 
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -40,7 +41,7 @@ class Precision(NamedTuple):
         return torch.autocast(self.device, self.dtype, enabled=self.dtype is not None, cache_enabled=False)
 
 
-class Stage:
+class Stage(ABC):
     """Buffers of one shape and the graphs that work on them; see the module.
 
     cache: whose like the stage gets for itself.
@@ -52,8 +53,9 @@ class Stage:
         self._replays: dict[object, Function] = {}
         self._owner: weakref.ref[TransformerCache] | None = None  # whose rings are here
 
+    @abstractmethod
     def buffers(self) -> list[Tensor]:
-        raise NotImplementedError
+        """All that its graphs read and write."""
 
     def borrow(self, cache: TransformerCache) -> None:
         """Have the contents of a session's rings here."""

@@ -1,6 +1,5 @@
 """`train.sharding=fsdp` on two processes (gloo): the training and the files of a run that is not sharded."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from tests.training.workers import sharded, tiny
 from tests.training.workers.forked import run_two
 from tests.training.workers.sharded import RUNS
 from tests.training.workers.tiny import configure
+from tests.training.written import BF16, assert_close, assert_same_curves, assert_same_files, lines
 from training import checkpoint
 from training.settings import TrainSettings
 from training.trainer import Trainer, train
@@ -25,12 +25,6 @@ def folder(root: Path, name: str, run: str) -> Path:
 
 def weights(root: Path, name: str, run: str, step: int = 3) -> dict[str, torch.Tensor]:
     return load_file(folder(root, name, run) / checkpoint.step_name(step) / checkpoint.WEIGHTS)
-
-
-def assert_close(found: dict, expected: dict, rtol: float = 1e-5, atol: float = 1e-6) -> None:
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=rtol, atol=atol, msg=lambda text, name=name: name + text)
 
 
 @pytest.fixture(scope="module")
@@ -50,17 +44,12 @@ def test_two_processes_that_share_the_model_make_the_update_of_one(trained, name
     kind, settings = RUNS[name]
     plain = {"train__compile": False, "train__gradient_checkpointing": False}
     train(configure(kind, trained, name=f"{name}-one", **settings | JOINT | plain))
-    loose = {"rtol": 2e-2, "atol": 2e-3} if name == "bf16" else {}
+    loose = BF16 if name == "bf16" else {}
     assert_close(weights(trained, name, name), weights(trained, name, f"{name}-one"), **loose)
     first, second = (lines(folder(trained, name, run)) for run in (name, f"{name}-one"))
     assert first[0]["train/grad_norm"] > settings["optimizer__max_grad_norm"]  # clipping took part
-    for line, other in zip(first, second, strict=True):
-        for key in ("train/loss", "train/grad_norm", "validation/loss"):
-            assert line.get(key) == pytest.approx(other.get(key), rel=2e-2 if name == "bf16" else 1e-5)
-
-
-def lines(run_dpath: Path) -> list[dict]:
-    return [json.loads(line) for line in (run_dpath / "logs" / "metrics.jsonl").open()]
+    keys = ("train/loss", "train/grad_norm", "validation/loss")
+    assert_same_curves(first, second, keys, rel=2e-2 if name == "bf16" else 1e-5)
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -73,23 +62,9 @@ def state(root: Path, name: str, run: str, step: int) -> dict:
     return checkpoint.load_state(folder(root, name, run) / checkpoint.step_name(step))
 
 
-def shapes(tree) -> object:
-    """A tree with shapes in place of tensors."""
-    if isinstance(tree, torch.Tensor):
-        return type(tree), tree.shape, tree.dtype
-    if isinstance(tree, dict):
-        return {key: shapes(value) for key, value in tree.items()}
-    return [shapes(value) for value in tree] if isinstance(tree, (list, tuple)) else type(tree)
-
-
 def test_the_files_are_those_of_a_run_that_is_not_sharded(trained):
     sharded, plain = (state(trained, "adamw", run, 2) for run in ("adamw", "adamw-one"))
-    for key in ("optimizers", "weights"):
-        assert shapes(sharded[key]) == shapes(plain[key])
-    assert_close(sharded["weights"], plain["weights"], rtol=1e-3, atol=1e-3)
-    moments = [found["optimizers"]["model"]["state"] for found in (sharded, plain)]
-    for number, moment in moments[1].items():
-        assert_close(moments[0][number], moment, rtol=1e-3, atol=1e-5)
+    assert_same_files(sharded, plain)
 
 
 def test_a_sharded_run_goes_on_unsharded_and_an_unsharded_one_sharded(trained):

@@ -7,12 +7,15 @@ a folder. Matrices are stored in bf16.
 """
 
 import argparse
+import gzip
+import hashlib
 import io
 import json
 import re
 import shutil
 import sys
 import tarfile
+import time
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,6 +29,7 @@ from models import pretrained
 
 MIB = 2**20
 PIECE_BYTES = 15 * MIB
+SUMS = ".sha256"
 PIECE = re.compile(r"(?P<archive>.+\.tar(?:\.gz)?)\.(?P<number>\d{2,})(?:-of-(?P<count>\d{2,}))?$")
 
 
@@ -37,6 +41,9 @@ class Member(NamedTuple):
 def write_archive(out: Path, name: str, members: Iterable[Member], *, piece_bytes: int = PIECE_BYTES) -> list[Path]:
     """Write `<out>/<name>.00-of-02`, …, none larger than `piece_bytes`, in place of the ones before.
 
+    The archive's last file, `<name>.sha256`, lists the hashes of the others, as `sha256sum --check` reads them: tar has
+    no sums of contents.
+
     name: ends with .tar or .tar.gz. Returns the pieces; none for no members. Those of before stay until all are there.
     """
     partial = out / f".{name}.partial"
@@ -46,14 +53,22 @@ def write_archive(out: Path, name: str, members: Iterable[Member], *, piece_byte
     if members:
         mode = "w|gz" if name.endswith(".gz") else "w|"
         with _Pieces(partial, name, piece_bytes) as pieces, tarfile.open(fileobj=pieces, mode=mode) as archive:
-            for member in members:
-                archive.add(member.fpath, member.name, recursive=False)
+            sums = [f"{_add(archive, member.name, member.fpath.read_bytes())}  {member.name}\n" for member in members]
+            _add(archive, name + SUMS, "".join(sums).encode())
     for old in pieces_of(out, name):
         old.unlink()
     pieces = pieces_of(partial, name)
     written = [fpath.replace(out / f"{fpath.name}-of-{len(pieces):02d}") for fpath in pieces]
     shutil.rmtree(partial)
     return written
+
+
+def _add(archive: tarfile.TarFile, name: str, data: bytes) -> str:
+    """Add a file; returns its SHA-256."""
+    facts = tarfile.TarInfo(name)
+    facts.size, facts.mtime = len(data), time.time()
+    archive.addfile(facts, io.BytesIO(data))
+    return hashlib.sha256(data).hexdigest()
 
 
 class _Pieces(io.RawIOBase):
@@ -130,7 +145,8 @@ def _narrow_tensor(tensor: torch.Tensor) -> torch.Tensor:
 def unpack(out: Path, folder: Path) -> list[str]:
     """Join and extract all archives of `out` below `folder`; returns their names.
 
-    Raises ValueError or FileNotFoundError in one line where there is no archive, or a piece is missing or damaged.
+    Raises ValueError or FileNotFoundError in one line where there is no archive, or a piece is missing or damaged;
+    nothing is extracted from an archive with a damaged piece.
     """
     names = sorted({match["archive"] for path in out.glob("*.tar*") if (match := PIECE.match(path.name))})
     if not names:
@@ -138,12 +154,25 @@ def unpack(out: Path, folder: Path) -> list[str]:
     for name in names:
         joined = io.BytesIO(b"".join(piece.read_bytes() for piece in _all_pieces(out, name)))
         try:
-            with tarfile.open(fileobj=joined) as archive:
-                archive.extractall(folder, filter="data")
-        except (tarfile.ReadError, EOFError, zlib.error) as error:
-            reason = " ".join(str(error).split())
+            _check(joined, name + SUMS)
+        except (tarfile.ReadError, gzip.BadGzipFile, EOFError, ValueError, zlib.error) as error:
+            reason = " ".join(str(error.args[0]).split())
             raise ValueError(f"the pieces of {out / name} are damaged ({reason}); copy all of them again") from error
+        with tarfile.open(fileobj=joined) as archive:
+            archive.extractall(folder, filter="data")
     return names
+
+
+def _check(joined: io.BytesIO, sums_name: str) -> None:
+    """Compare all files of an archive with their hashes; leaves it at its start."""
+    with tarfile.open(fileobj=joined) as archive:
+        found = {entry.name: archive.extractfile(entry).read() for entry in archive if entry.isfile()}
+    if sums_name not in found:
+        raise ValueError(f"it ends before {sums_name}")
+    sums = dict(reversed(line.split("  ", 1)) for line in found.pop(sums_name).decode().splitlines())
+    if sums != {name: hashlib.sha256(data).hexdigest() for name, data in found.items()}:
+        raise ValueError(f"its files differ from {sums_name}")
+    joined.seek(0)
 
 
 def _all_pieces(out: Path, name: str) -> list[Path]:

@@ -45,6 +45,7 @@ def test_cat_and_tar_join_the_pieces_too(members, tmp_path):
     (tmp_path / "joined").mkdir()
     subprocess.run("cat out/weights.tar.* | tar x -C joined", shell=True, check=True, cwd=tmp_path)
     check_extracted(tmp_path / "joined", members)
+    subprocess.run(["sha256sum", "--check", "--strict", "weights.tar.sha256"], check=True, cwd=tmp_path / "joined")
 
 
 def test_a_smaller_archive_leaves_no_piece_of_the_larger_one(members, tmp_path):
@@ -63,17 +64,29 @@ def test_a_missing_piece_is_named_in_one_line(lost, members, tmp_path, capsys):
     assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'out'} lacks {piece.name}; copy all pieces")
 
 
-@pytest.mark.parametrize(
-    ("wrong", "said"),
-    [(b"short", "is cut off at 5 bytes of 1024; copy it again"), (b"?" * 1024, "are damaged")],
-    ids=["cut off", "other bytes"],
-)
-def test_a_damaged_piece_is_an_error_of_one_line(wrong, said, members, tmp_path, capsys):
-    piece = delivery.write_archive(tmp_path / "out", "logs.tar.gz", members, piece_bytes=1024)[3]
-    piece.write_bytes(wrong)
+@pytest.mark.parametrize("name", ["weights.tar", "logs.tar.gz"])
+def test_a_piece_that_is_cut_off_is_an_error_of_one_line(name, members, tmp_path, capsys):
+    piece = delivery.write_archive(tmp_path / "out", name, members, piece_bytes=1024)[3]
+    piece.write_bytes(b"short")
     assert delivery.main([str(tmp_path / "out"), f"--to={tmp_path / 'joined'}"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: ") and said in line
+    assert capsys.readouterr().err == f"error: {piece} is cut off at 5 bytes of 1024; copy it again\n"
+
+
+@pytest.mark.parametrize("name", ["weights.tar", "logs.tar.gz"])
+def test_one_wrong_byte_anywhere_in_a_file_is_an_error_of_one_line_and_nothing_is_extracted(
+    name, members, tmp_path, capsys
+):
+    pieces = delivery.write_archive(tmp_path / "out", name, members, piece_bytes=1024)
+    for number in range(7):  # in the first file's header and its 7,000 bytes
+        right = pieces[number].read_bytes()
+        pieces[number].write_bytes(bytes([right[0] ^ 1]) + right[1:])
+        assert delivery.main([str(tmp_path / "out"), f"--to={tmp_path / 'joined'}"]) == 2, number
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: the pieces of {tmp_path / 'out' / name} are damaged ("), line
+        assert line.endswith("); copy all of them again")
+        assert not (tmp_path / "joined").exists()
+        pieces[number].write_bytes(right)
+    assert delivery.unpack(tmp_path / "out", tmp_path / "joined") == [name]
 
 
 def test_a_folder_without_archives_is_an_error_of_one_line(tmp_path, capsys):

@@ -150,11 +150,10 @@ def _importer(fpath: Path) -> str | None:
 
 
 class Places(NamedTuple):
-    """Where the clips of a batch lie: of each one, the number of its shard and its first frame there."""
+    """Where stretches of frames lie: of each one, the number of its shard and its first frame there; (B,) int64."""
 
-    shards: list[int]
-    firsts: list[int]
-    to_read_ahead: bool  # the disk had to be waited for lately
+    shards: np.ndarray
+    firsts: np.ndarray
 
 
 class Episodes:
@@ -243,27 +242,32 @@ class Episodes:
         return self._rows("rewards", episode, start, (length - 1) * skip).reshape(length - 1, skip).sum(1)
 
     def places(self, episodes: np.ndarray, starts: np.ndarray, span: int) -> Places:
-        """Where the `span` frames from frame starts[i] of episodes[i] on lie, for `gather`: once for a batch."""
+        """Where the `span` frames from frame starts[i] of episodes[i] on lie."""
         assert (starts + span <= self.lengths[episodes]).all() and (starts >= 0).all()
+        return Places(self._shard_of[episodes], self.starts[episodes] + starts)
+
+    def waits_for_disk(self) -> bool:
+        """Whether the disk had to be waited for lately, so that reading ahead pays; to be asked once a batch."""
         waits = disk_waits()
         self._reads_ahead = READS_AHEAD if waits != self._waits else max(0, self._reads_ahead - 1)
         self._waits = waits
-        shards, firsts = self._shard_of[episodes].tolist(), (self.starts[episodes] + starts).tolist()
-        return Places(shards, firsts, self._reads_ahead > 0)
+        return self._reads_ahead > 0
 
-    def gather(self, name: str, places: Places, out: np.ndarray, skip: int = 1) -> None:
+    def gather(self, name: str, places: Places, out: np.ndarray, skip: int = 1, *, to_read_ahead: bool = False) -> None:
         """Fill out[i] with rows of `name` (frames, actions or rewards) from the i-th place on, every `skip`-th.
 
-        What `frames` and `actions` give, for a whole batch and without their cost per call.
+        What `frames` and `actions` give, for a whole batch and without their cost per call. to_read_ahead: ask the
+        disk for all of the batch at once, so that it can work in parallel.
         """
         span = (out.shape[1] - 1) * skip + 1
-        opened = self._shards(places.shards)
-        arrays = [opened[shard][name] for shard in places.shards]
-        if places.to_read_ahead:  # all of the batch is asked for at once, so that the disk can work in parallel
-            for array, first in zip(arrays, places.firsts, strict=True):
+        shards, firsts = places.shards.tolist(), places.firsts.tolist()
+        opened = self._shards(shards)
+        arrays = [opened[shard][name] for shard in shards]
+        if to_read_ahead:
+            for array, first in zip(arrays, firsts, strict=True):
                 read_ahead(array, first, first + span)
         try:
-            for row, array, first in zip(out, arrays, places.firsts, strict=True):
+            for row, array, first in zip(out, arrays, firsts, strict=True):
                 row[...] = array[first : first + span : skip]
         except DecompressionError as error:
             raise damaged(array.fpath, str(error)) from None

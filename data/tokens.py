@@ -24,9 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.clips import Clip, ClipDataset
+from data.clips import Clip, ClipDataset, Windows
 from data.content_hash import stored_hash
-from data.episodes import Places
 from data.storage import map_arrays, open_hdf5, read_ahead
 
 FORMAT = 1
@@ -280,11 +279,11 @@ class CachedClips(ClipDataset):
         self.with_frames = True
         self.cache = TokenCache(recipe.folder(root, name), split, recipe, pieces_of(self), command)
 
-    def batch(self, indices: np.ndarray, seeds: np.ndarray | None = None) -> Clip:
-        return super().batch(indices, seeds)._replace(tokens=torch.from_numpy(self.cache.read(indices)))
+    def read(self, windows: Windows, seeds: np.ndarray | None = None) -> Clip:
+        return super().read(windows, seeds)._replace(tokens=torch.from_numpy(self.cache.read(windows.numbers)))
 
-    def _frames(self, places: Places) -> Tensor | None:
-        return super()._frames(places) if self.with_frames else None
+    def _frames(self, windows: Windows, to_read_ahead: bool) -> Tensor | None:
+        return super()._frames(windows, to_read_ahead) if self.with_frames else None
 
 
 def differences(found: dict[str, Any], recipe: Recipe) -> list[str]:

@@ -5,7 +5,9 @@ import pickle
 import re
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +32,19 @@ def root(tmp_path):
 @pytest.fixture
 def dataset(root):
     return ClipDataset(root, "toy", "train", 4)
+
+
+class Watched(ClipDataset):
+    """Knows which thread made each batch."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.makers = []
+
+    def read(self, windows, seeds=None):
+        clip = super().read(windows, seeds)
+        self.makers.append(threading.current_thread().name)
+        return clip
 
 
 def windows_of(clip) -> list[tuple[int, int]]:
@@ -182,6 +197,37 @@ def test_loader_processes_start_anew_as_well_as_forked_and_end_with_a_parent_tha
     while any(is_running(pid) for pid in workers):
         assert time.monotonic() < deadline, "loader processes outlive their parent"
         time.sleep(0.2)
+
+
+def test_the_next_batch_is_made_in_the_background_while_the_last_one_is_used(root):
+    dataset = Watched(root, "toy", "train", 4)
+    batches = training_batches(dataset, batch_size=4, seed=2)
+    next(batches)
+    deadline = time.monotonic() + 60
+    while len(dataset.makers) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(dataset.makers) == 2 and dataset.makers[1] != threading.current_thread().name
+    made = next(batches)
+    assert torch.equal(made.frames, take(training_batches(dataset, batch_size=4, seed=2), 2)[1].frames)
+
+
+def test_batches_that_the_background_has_not_begun_are_made_at_once_and_are_the_same(root, monkeypatch):
+    is_free = threading.Event()
+
+    class Busy(ThreadPoolExecutor):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.submit(is_free.wait, 60)  # seconds, so that waiting for it is a failure and not for ever
+
+    usual = take(training_batches(Watched(root, "toy", "train", 4), batch_size=4, seed=2), 5)
+    dataset = Watched(root, "toy", "train", 4)
+    monkeypatch.setattr("data.clips.ThreadPoolExecutor", Busy)
+    batches = training_batches(dataset, batch_size=4, seed=2)
+    made = take(batches, 3)
+    assert dataset.makers == 3 * [threading.current_thread().name]
+    is_free.set()
+    for one, other in zip(usual, made + take(batches, 2), strict=True):
+        assert all(torch.equal(*parts) for parts in zip(one, other, strict=True) if parts[0] is not None)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -110,7 +110,7 @@ def test_gathered_rows_are_those_of_each_episode(root, to_read_ahead):
         ]
         out = np.empty_like(np.stack(expected))
         places = read.places(episodes, starts, (out.shape[1] - 1) * skip + 1)
-        read.gather(name, places._replace(to_read_ahead=to_read_ahead), out, skip)
+        read.gather(name, places, out, skip, to_read_ahead=to_read_ahead)
         np.testing.assert_array_equal(out, expected)
 
 

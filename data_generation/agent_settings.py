@@ -44,6 +44,7 @@ class AgentSettings:
     evaluation_levels: int
     evaluation_first_level: int
     evaluation_steps: int
+    save_every_minutes: float = 5.0  # agents that were trained before there was this key do not name it
 
     def __post_init__(self):
         for field in fields(self):
@@ -63,6 +64,7 @@ class AgentSettings:
             check_range(key, getattr(self, key), 0, 1)
         if self.num_threads is not None:
             check_range("num_threads", self.num_threads, 1, 4096)
+        check_range("save_every_minutes", self.save_every_minutes, 0, 2**24)
         if self.max_minutes is not None and self.max_minutes <= 0:
             raise ValueError(f"max_minutes={self.max_minutes} must be above 0, or null for no limit")
         if re.fullmatch(r"cpu|cuda(:\d+)?", self.device) is None:

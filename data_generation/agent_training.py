@@ -25,12 +25,15 @@ EVALUATION_BATCH = 50
 NUM_RESAMPLES = 10_000
 
 
-def train_agent(settings: AgentSettings) -> Agent:
-    """Train until `num_decisions` or `max_minutes`, whichever comes first; Ctrl-C keeps what was learned so far."""
+def train_agent(settings: AgentSettings, keep: Callable[[Agent], Any]) -> Agent:
+    """Train until `num_decisions` or `max_minutes`, whichever comes first; Ctrl-C keeps what was learned so far.
+
+    keep: is given the agent as it is every `save_every_minutes`, so that no accident takes more than that.
+    """
     torch.manual_seed(settings.seed)
     torch.set_num_threads(settings.num_threads or os.cpu_count() or 1)
     games = VecNormalize(VecMonitor(Games(settings)), norm_obs=False, gamma=settings.gamma)
-    progress = Progress(settings)
+    progress = Progress(settings, keep)
     learner = PPO(
         "CnnPolicy",
         games,
@@ -58,16 +61,21 @@ def train_agent(settings: AgentSettings) -> Agent:
         except KeyboardInterrupt:
             tqdm.write("interrupted: keeping the agent as it is now")
     games.close()
-    network = AgentNetwork(architecture(settings)).to(settings.device)
+    return trained_so_far(settings, learner, progress.seconds())
+
+
+def trained_so_far(settings: AgentSettings, learner: PPO, seconds: float) -> Agent:
+    """A copy of what the learner would play as now."""
+    network = AgentNetwork(architecture(settings))
     network.eyes.load_state_dict(learner.policy.features_extractor.eyes.state_dict())
     network.head.load_state_dict(learner.policy.action_net.state_dict())
     history = {
         "config": {key: value for key, value in vars(settings).items() if key != "output_fpath"},
         "decisions": learner.num_timesteps,
-        "minutes": round(progress.seconds() / 60, 1),
+        "minutes": round(seconds / 60, 1),
     }
     return Agent(
-        network.cpu().eval().requires_grad_(False),
+        network.eval().requires_grad_(False),
         settings.game,
         settings.played.action_names,
         settings.decision_interval,
@@ -173,13 +181,14 @@ class Games(VecEnv):
 
 
 class Progress(BaseCallback):
-    """Shows how training goes, ends it at the time limit, and knows how much of it remains."""
+    """Shows how training goes, hands out the agent now and then, ends it at the time limit, knows how much remains."""
 
-    def __init__(self, settings: AgentSettings):
+    def __init__(self, settings: AgentSettings, keep: Callable[[Agent], Any]):
         super().__init__()
+        self._settings, self._keep = settings, keep
         self._num_decisions, self._minutes = settings.num_decisions, settings.max_minutes
         self._entropy_coefficient = settings.entropy_coefficient
-        self._started = time.monotonic()
+        self._started = self._kept = time.monotonic()
 
     def __enter__(self) -> "Progress":
         self._bar = tqdm(total=self._num_decisions, unit="decision", unit_scale=True, mininterval=1)
@@ -208,6 +217,9 @@ class Progress(BaseCallback):
             mean_return = np.mean([episode["r"] for episode in episodes])
             left = "" if self._minutes is None else f", at most {self._minutes - self.seconds() / 60:.0f} min left"
             self._bar.set_postfix_str(f"return {mean_return:.2f}{left}", refresh=False)
+        if time.monotonic() - self._kept >= 60 * self._settings.save_every_minutes:
+            self._keep(trained_so_far(self._settings, self.model, self.seconds()))
+            self._kept = time.monotonic()
 
 
 # ------------------------------------------------------------------------------------------------------- how good it is

@@ -5,7 +5,9 @@ levels that it never saw beside random actions and constant RIGHT_JUMP, and writ
 `generate.py --agent_fpath=…`. `--list` shows the configs, `--help` the keys.
 """
 
+import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -46,9 +48,13 @@ def run(arguments: list[str]) -> int:
     from data_generation.agent_training import check_device, evaluate_players, train_agent
 
     check_device(settings.device)
-    agent = train_agent(settings)
+    agent = train_agent(settings, keep=partial(save_agent, output))
     save_agent(output, agent)
-    scores = evaluate_players(settings, agent)
+    try:
+        scores = evaluate_players(settings, agent)
+    except KeyboardInterrupt:
+        print(f"interrupted: saved to {output}, not measured")
+        return 130
     agent.history["scores"] = [score._asdict() for score in scores]
     save_agent(output, agent)
     print(table(settings, scores))
@@ -81,4 +87,5 @@ def table(settings: AgentSettings, scores: list) -> str:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # how a cluster stops a job: as Ctrl-C does
     sys.exit(main(sys.argv[1:]))

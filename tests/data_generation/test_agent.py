@@ -1,7 +1,9 @@
 """Trained players: their network, their file, how they act, and that training one works end to end."""
 
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -219,12 +221,36 @@ def test_training_games_step_as_recorded_levels_do():
     assert num_ended > 2
 
 
+def tiny_training(fpath: Path, **overrides) -> list[str]:
+    """The command of one that takes seconds."""
+    values = {"num_decisions": 256, "num_games": 4, "rollout_length": 16, "batch_size": 32, "channels": "[4,8]"}
+    values |= {"evaluation_levels": 4, "evaluation_steps": 20, "num_threads": 1, "output_fpath": fpath} | overrides
+    return [sys.executable, "data_generation/train_agent.py", *(f"--{key}={value}" for key, value in values.items())]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_training_that_is_stopped_leaves_the_agent_as_it_was(number, tmp_path):
+    fpath = tmp_path / "agent.safetensors"
+    command = tiny_training(fpath, num_decisions=10**9, max_minutes=10, save_every_minutes=0)
+    training = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not fpath.exists() and training.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    training.send_signal(number)
+    said, complaint = training.communicate(timeout=120)
+    history = load_agent(fpath).history
+    assert 64 <= history["decisions"] < 10**9
+    if number == signal.SIGKILL:
+        assert training.returncode == -number
+    else:  # saved as it was then, and measured
+        assert training.returncode == 0, complaint
+        assert "interrupted: keeping the agent" in said + complaint and "levels completed" in said
+        assert "scores" in history
+
+
 def test_a_training_writes_an_agent_that_can_record(tmp_path):
     fpath = tmp_path / "agent.safetensors"
-    small = ["--num_decisions=256", "--num_games=4", "--rollout_length=16", "--batch_size=32", "--channels=[4,8]"]
-    small += ["--evaluation_levels=4", "--evaluation_steps=20", "--num_threads=1", f"--output_fpath={fpath}"]
-    command = [sys.executable, "data_generation/train_agent.py", *small]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(tiny_training(fpath), cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     for expected in ("random actions", "always RIGHT_JUMP", "agent", "levels completed", "mean return"):
         assert expected in done.stdout
@@ -247,6 +273,7 @@ def test_a_training_writes_an_agent_that_can_record(tmp_path):
         ("--device=cuda:99", "device=cuda:99, but torch sees"),
         ("--num_threads=0", "num_threads=0 is outside 1 to"),
         ("--max_minutes=-1", "max_minutes=-1 must be above 0, or null"),
+        ("--save_every_minutes=-1", "save_every_minutes=-1 is outside 0 to"),
     ],
 )
 def test_mistakes_end_in_one_line(override, complaint, capsys, tmp_path):

@@ -52,7 +52,7 @@ def write_archive(out: Path, name: str, members: Iterable[Member], *, piece_byte
     members = list(members)
     if members:
         mode = "w|gz" if name.endswith(".gz") else "w|"
-        with _Pieces(partial, name, piece_bytes) as pieces, tarfile.open(fileobj=pieces, mode=mode) as archive:
+        with _Pieces(partial, name, piece_bytes) as pieces, _open(pieces, mode) as archive:
             sums = [f"{_add(archive, member.name, member.fpath.read_bytes())}  {member.name}\n" for member in members]
             _add(archive, name + SUMS, "".join(sums).encode())
     for old in pieces_of(out, name):
@@ -63,10 +63,15 @@ def write_archive(out: Path, name: str, members: Iterable[Member], *, piece_byte
     return written
 
 
+def _open(pieces: io.RawIOBase, mode: str) -> tarfile.TarFile:
+    """For writing; in GNU's format every number stands in a header, which has a sum."""
+    return tarfile.open(fileobj=pieces, mode=mode, format=tarfile.GNU_FORMAT)
+
+
 def _add(archive: tarfile.TarFile, name: str, data: bytes) -> str:
     """Add a file; returns its SHA-256."""
     facts = tarfile.TarInfo(name)
-    facts.size, facts.mtime = len(data), time.time()
+    facts.size, facts.mtime = len(data), int(time.time())
     archive.addfile(facts, io.BytesIO(data))
     return hashlib.sha256(data).hexdigest()
 
@@ -152,27 +157,33 @@ def unpack(out: Path, folder: Path) -> list[str]:
     if not names:
         raise FileNotFoundError(f"{out} holds no pieces of archives, such as weights.tar.00-of-01")
     for name in names:
-        joined = io.BytesIO(b"".join(piece.read_bytes() for piece in _all_pieces(out, name)))
+        joined = b"".join(piece.read_bytes() for piece in _all_pieces(out, name))
         try:
+            if name.endswith(".gz"):  # to the end, where gzip has its own sum: tarfile reads no further than it must
+                joined = gzip.decompress(joined)
             _check(joined, name + SUMS)
         except (tarfile.ReadError, gzip.BadGzipFile, EOFError, ValueError, zlib.error) as error:
-            reason = " ".join(str(error.args[0]).split())
+            reason = " ".join(str(error).split())
             raise ValueError(f"the pieces of {out / name} are damaged ({reason}); copy all of them again") from error
-        with tarfile.open(fileobj=joined) as archive:
+        with tarfile.open(fileobj=io.BytesIO(joined)) as archive:
             archive.extractall(folder, filter="data")
     return names
 
 
-def _check(joined: io.BytesIO, sums_name: str) -> None:
-    """Compare all files of an archive with their hashes; leaves it at its start."""
-    with tarfile.open(fileobj=joined) as archive:
-        found = {entry.name: archive.extractfile(entry).read() for entry in archive if entry.isfile()}
-    if sums_name not in found:
-        raise ValueError(f"it ends before {sums_name}")
-    sums = dict(reversed(line.split("  ", 1)) for line in found.pop(sums_name).decode().splitlines())
-    if sums != {name: hashlib.sha256(data).hexdigest() for name, data in found.items()}:
+def _check(joined: bytes, sums_name: str) -> None:
+    """Compare all files of a tar archive with the hashes that its last one lists; ValueError where they differ."""
+    found, sums = {}, None
+    with tarfile.open(fileobj=io.BytesIO(joined)) as archive:
+        for entry in archive:
+            data = archive.extractfile(entry).read() if entry.isfile() else b""
+            if entry.name == sums_name:
+                sums = data.decode()
+            else:
+                found[entry.name] = hashlib.sha256(data).hexdigest()
+    if sums is None:
+        raise ValueError(f"it ends before {sums_name}, or is of an older version")
+    if sums != "".join(f"{value}  {name}\n" for name, value in found.items()):
         raise ValueError(f"its files differ from {sums_name}")
-    joined.seek(0)
 
 
 def _all_pieces(out: Path, name: str) -> list[Path]:

@@ -121,7 +121,7 @@ def copies(dataset: ClipDataset, *, fresh: bool) -> Iterator[np.ndarray]:
             row[...] = maps[shard][first : first + NUM_FRAMES]
         yield batch
         if fresh:
-            del batch
+            del batch, row  # a view, which would keep it
 
 
 def plan(dataset: ClipDataset) -> list[tuple[list[int], list[int]]]:

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from data.episodes import Episodes, Places
 from data.order import hash64, shuffled
 
-BATCHES_AHEAD = 2  # taken over from loader processes while the device works on the current one
+BATCHES_AHEAD = 2  # prepared while the device works on the current one, where that may take long
 PLANNED = 64  # batches whose clips are looked up at once: numpy takes almost as long for one as for some dozens
 
 
@@ -138,7 +138,7 @@ class ClipDataset(Dataset):
         return self.read(self.find(indices), seeds)
 
     def find(self, indices: np.ndarray) -> Windows:
-        """Where the windows lie: looked up for many batches at once this takes a tenth of its time for each one."""
+        """Where the windows lie. To look up dozens of batches in one call takes hardly longer than to look up one."""
         episodes, starts = self._locate(indices)
         return Windows(indices, episodes, starts, *self.episodes.places(episodes, starts, self.span))
 
@@ -253,12 +253,15 @@ def _from_thread(batches: _Batches, pin_memory: bool) -> Iterator[Clip]:
         return Clip(*(None if part is None else part.pin_memory() for part in clip)) if pin_memory else clip
 
     # What the thread has not begun when it is asked for is made here: waiting for it would take longer, since threads
-    # are slow to wake up and take turns with Python's lock.
+    # are slow to wake up and take turns with Python's lock. So does the thread of a fast dataset no more than one.
+    episodes = batches.dataset.episodes
     with ThreadPoolExecutor(1, "clips") as thread:
-        ahead = thread.submit(load, 0)
-        for step in itertools.count(1):
-            ready = [load(step - 1) if ahead.cancel() else ahead.result()]
-            ahead = thread.submit(load, step)
+        ahead = deque([thread.submit(load, 0)])
+        for step in itertools.count():
+            ready = [load(step) if ahead[0].cancel() else ahead[0].result()]
+            ahead.popleft()
+            while len(ahead) < (BATCHES_AHEAD if episodes.are_slow else 1):
+                ahead.append(thread.submit(load, step + 1 + len(ahead)))
             yield ready.pop()  # under no name: it would keep every batch until the next one is there
 
 

@@ -41,7 +41,7 @@ from data.shards import (
     open_shard,
     summarise_shard,
 )
-from data.storage import DecompressionError, disk_waits, read_ahead
+from data.storage import CompressedArray, DecompressionError, disk_waits, read_ahead
 
 # Besides what is defined here: the shards, for those who write datasets and import this module alone.
 __all__ = [
@@ -252,6 +252,12 @@ class Episodes:
         self._reads_ahead = READS_AHEAD if waits != self._waits else max(0, self._reads_ahead - 1)
         self._waits = waits
         return self._reads_ahead > 0
+
+    @property
+    def are_slow(self) -> bool:
+        """Whether a batch may take long to read: compressed frames, or a disk that had to be waited for lately."""
+        opened = next(iter(self._opened.values()), {})
+        return self._reads_ahead > 0 or isinstance(opened.get("frames"), CompressedArray)
 
     def gather(self, name: str, places: Places, out: np.ndarray, skip: int = 1, *, to_read_ahead: bool = False) -> None:
         """Fill out[i] with rows of `name` (frames, actions or rewards) from the i-th place on, every `skip`-th.

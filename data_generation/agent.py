@@ -111,13 +111,20 @@ class Agent(NamedTuple):
 
 
 def save_agent(fpath: Path, agent: Agent) -> None:
-    """Write a player as one safetensors file: half-precision weights, everything else as JSON in its header."""
+    """Write a player as one safetensors file: half-precision weights, everything else as JSON in its header.
+
+    Raises OSError with one line where that fails; a file of before stays as it was.
+    """
     about = agent._asdict() | {"format": FORMAT, "network": asdict(agent.network.architecture)}
     weights = {name: weight.detach().cpu().half().contiguous() for name, weight in agent.network.state_dict().items()}
     fpath.parent.mkdir(parents=True, exist_ok=True)
     temporary = fpath.with_name(f".{fpath.name}.tmp")
-    save_file(weights, temporary, metadata={HEADER: json.dumps(about)})
-    temporary.replace(fpath)
+    try:
+        save_file(weights, temporary, metadata={HEADER: json.dumps(about)})
+        temporary.replace(fpath)
+    except (SafetensorError, OSError) as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(f"cannot write {fpath} ({' '.join(str(error).split())}); free some space") from None
 
 
 def load_agent(fpath: Path | str) -> Agent:

@@ -218,8 +218,11 @@ class Progress(BaseCallback):
             left = "" if self._minutes is None else f", at most {self._minutes - self.seconds() / 60:.0f} min left"
             self._bar.set_postfix_str(f"return {mean_return:.2f}{left}", refresh=False)
         if time.monotonic() - self._kept >= 60 * self._settings.save_every_minutes:
-            self._keep(trained_so_far(self._settings, self.model, self.seconds()))
             self._kept = time.monotonic()
+            try:
+                self._keep(trained_so_far(self._settings, self.model, self.seconds()))
+            except OSError as error:  # a disk may be full for a while: that must not cost the training itself
+                tqdm.write(f"{error}; the training goes on, next try in {self._settings.save_every_minutes:g} min")
 
 
 # ------------------------------------------------------------------------------------------------------- how good it is

@@ -28,6 +28,9 @@ def main(arguments: list[str]) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted before the training began", file=sys.stderr)
+        return 130
 
 
 def run(arguments: list[str]) -> int:

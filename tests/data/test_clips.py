@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -199,16 +200,48 @@ def test_loader_processes_start_anew_as_well_as_forked_and_end_with_a_parent_tha
         time.sleep(0.2)
 
 
-def test_the_next_batch_is_made_in_the_background_while_the_last_one_is_used(root):
-    dataset = Watched(root, "toy", "train", 4)
+@pytest.mark.parametrize("compression, waits, num_ahead", [(None, False, 1), (None, True, 2), ("gzip", False, 2)])
+def test_the_next_batches_are_made_in_the_background_while_the_last_one_is_used(
+    tmp_path, compression, waits, num_ahead, monkeypatch
+):
+    if waits:
+        monkeypatch.setattr("data.episodes.disk_waits", itertools.count().__next__)
+    make_dataset(tmp_path, "toy", LENGTHS, compression=compression)
+    dataset = Watched(tmp_path, "toy", "train", 4)
     batches = training_batches(dataset, batch_size=4, seed=2)
     next(batches)
     deadline = time.monotonic() + 60
-    while len(dataset.makers) < 2 and time.monotonic() < deadline:
+    while len(dataset.makers) < 1 + num_ahead and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert len(dataset.makers) == 2 and dataset.makers[1] != threading.current_thread().name
-    made = next(batches)
-    assert torch.equal(made.frames, take(training_batches(dataset, batch_size=4, seed=2), 2)[1].frames)
+    time.sleep(0.1)
+    assert len(dataset.makers) == 1 + num_ahead
+    assert threading.current_thread().name not in dataset.makers[1:]
+    others = take(training_batches(dataset, batch_size=4, seed=2), 5)[1:]
+    for one, other in zip(take(batches, 4), others, strict=True):
+        assert torch.equal(one.frames, other.frames) and torch.equal(one.seeds, other.seeds)
+
+
+def test_a_batch_keeps_nothing_else_in_memory_and_nothing_keeps_it(root):
+    batches = training_batches(ClipDataset(root, "toy", "train", 4), batch_size=4, seed=2)
+    for pause in (0, 0.1, 0.1, 0, 0, 0.1):  # made here, and in the background
+        clip = next(batches)
+        assert clip.seeds.untyped_storage().nbytes() == clip.seeds.nbytes == 4 * 8
+        assert clip.frames.untyped_storage().nbytes() == clip.frames.nbytes
+        kept = weakref.ref(clip.frames)
+        del clip
+        assert kept() is None
+        time.sleep(pause)
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_all_of_a_batch_is_asked_for_at_once_where_the_disk_had_to_be_waited_for(root, waits, monkeypatch):
+    if waits:
+        monkeypatch.setattr("data.episodes.disk_waits", itertools.count().__next__)
+    asked = []
+    monkeypatch.setattr("data.episodes.read_ahead", lambda array, first, last: asked.append(array.shape[1:]))
+    ClipDataset(root, "toy", "train", 4, with_rewards=True).batch(np.arange(5))
+    of_frames = [shape for shape in asked if shape]
+    assert len(of_frames) == 5 * waits and len(asked) == 3 * 5 * waits  # frames, actions and rewards
 
 
 def test_batches_that_the_background_has_not_begun_are_made_at_once_and_are_the_same(root, monkeypatch):

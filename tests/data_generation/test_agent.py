@@ -1,5 +1,6 @@
 """Trained players: their network, their file, how they act, and that training one works end to end."""
 
+import resource
 import signal
 import subprocess
 import sys
@@ -233,11 +234,14 @@ def test_a_training_that_is_stopped_leaves_the_agent_as_it_was(number, tmp_path)
     fpath = tmp_path / "agent.safetensors"
     command = tiny_training(fpath, num_decisions=10**9, max_minutes=10, save_every_minutes=0)
     training = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not fpath.exists() and training.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    training.send_signal(number)
-    said, complaint = training.communicate(timeout=120)
+    try:
+        deadline = time.monotonic() + 120
+        while not fpath.exists() and training.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        training.send_signal(number)
+        said, complaint = training.communicate(timeout=120)
+    finally:
+        training.kill()
     history = load_agent(fpath).history
     assert 64 <= history["decisions"] < 10**9
     if number == signal.SIGKILL:
@@ -246,6 +250,41 @@ def test_a_training_that_is_stopped_leaves_the_agent_as_it_was(number, tmp_path)
         assert training.returncode == 0, complaint
         assert "interrupted: keeping the agent" in said + complaint and "levels completed" in said
         assert "scores" in history
+
+
+def test_a_disk_that_is_full_for_a_while_does_not_end_a_training(tmp_path, capsys):
+    from data_generation.agent_training import train_agent
+    from data_generation.train_agent import read_settings
+
+    class Disk:
+        def __init__(self):
+            self.kept = []
+
+        def __call__(self, agent):
+            self.kept.append(agent.history["decisions"])
+            if len(self.kept) == 1:
+                raise OSError("cannot write agent.safetensors (No space left on device); free some space")
+
+    small = {"num_decisions": 192, "num_games": 4, "rollout_length": 16, "batch_size": 32, "channels": "[4,8]"}
+    small |= {"num_threads": 1, "save_every_minutes": 0}
+    disk = Disk()
+    agent = train_agent(read_settings("coinrun_small", {key: str(value) for key, value in small.items()}), disk)
+    assert agent.history["decisions"] == 192 and disk.kept == [64, 128]
+    assert "No space left on device); free some space; the training goes on" in capsys.readouterr().out
+
+
+def test_an_agent_that_cannot_be_written_is_one_line_and_leaves_the_one_before(agent, tmp_path):
+    fpath = tmp_path / "agent.safetensors"
+    save_agent(fpath, agent)
+    before = fpath.read_bytes()
+    allowed = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, allowed[1]))  # bytes
+    try:
+        with pytest.raises(OSError, match=r"cannot write \S*agent.safetensors \(.*\); free some space$"):
+            save_agent(fpath, agent)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, allowed)
+    assert fpath.read_bytes() == before and [path.name for path in tmp_path.iterdir()] == [fpath.name]
 
 
 def test_a_training_writes_an_agent_that_can_record(tmp_path):

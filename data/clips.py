@@ -258,8 +258,11 @@ def _from_thread(batches: _Batches, pin_memory: bool) -> Iterator[Clip]:
     with ThreadPoolExecutor(1, "clips") as thread:
         ahead = deque([thread.submit(load, 0)])
         for step in itertools.count():
-            ready = [load(step) if ahead[0].cancel() else ahead[0].result()]
-            ahead.popleft()
+            if ahead[0].cancel():
+                ahead.popleft()
+                ready = [load(step)]
+            else:
+                ready = [ahead.popleft().result()]
             while len(ahead) < (BATCHES_AHEAD if episodes.are_slow else 1):
                 ahead.append(thread.submit(load, step + 1 + len(ahead)))
             yield ready.pop()  # under no name: it would keep every batch until the next one is there
@@ -307,16 +310,17 @@ def _handed_over(clips: Iterator[Clip]) -> Iterator[Clip]:
     with ThreadPoolExecutor(1, "clips") as thread:
         ahead = deque(thread.submit(next, clips) for _ in range(BATCHES_AHEAD))
         while True:
-            ahead[0].result()
+            # Popped first: a future that failed and this frame would hold each other, and the loader, for long.
+            ready = [ahead.popleft().result()]
             ahead.append(thread.submit(next, clips))
-            yield ahead.popleft().result()  # under no name, as above
+            yield ready.pop()
 
 
 def _unwrapped(clip: Clip | Exception) -> Clip:
-    if isinstance(clip, Exception):
-        raise type(clip)(
-            *clip.args
-        )  # a new one: this one and this frame would hold each other, and the loader, for long
+    if isinstance(
+        clip, Exception
+    ):  # a new one: this one and this frame would hold each other, and the loader, for long
+        raise type(clip)(*clip.args)
     return clip
 
 

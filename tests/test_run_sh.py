@@ -398,7 +398,10 @@ def test_continuous_integration_runs_the_one_test_command():
 )
 def test_the_launcher_adds_no_report_of_its_own(tmp_path, ending, code, last_line):
     program = tmp_path / "program.py"
-    program.write_text(f"import os, sys, time\nif os.environ['RANK'] == '1': {ending}\ntime.sleep(30)\n")
+    listen = "signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])"  # as a training does
+    program.write_text(
+        f"import os, signal, sys, time\nif os.environ['RANK'] == '1': {ending}\n{listen}\ntime.sleep(30)\n"
+    )
     torchrun = str(Path(sys.executable).parent / "torchrun")
     done = subprocess.run(
         [

@@ -44,7 +44,8 @@ def opened(browser: Browser, address: str, device: dict = LAPTOP, *, tolerated: 
         yield page
     finally:
         context.close()
-    assert [problem for problem in problems if not re.search(tolerated, problem)] == []
+    unexpected = [problem for problem in problems if not re.search(tolerated, problem)]
+    assert not unexpected, unexpected
     assert hosts <= {address.split("/")[2], ""}  # blob: has no host
 
 

@@ -34,6 +34,7 @@ from tests.play.stage import serving, settings_for
 from training.settings import PlaySettings
 
 ROOT = Path(__file__).resolve().parents[2]
+CUT_OFF = "ERR_CONNECTION|ERR_CONTENT_LENGTH_MISMATCH|WebSocket"  # what Chromium says when a server goes away
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; on Debian: apt-get install chromium")
 
 
@@ -334,7 +335,7 @@ def test_who_holds_a_key_down_is_there_and_who_lets_go_of_all_is_not(browser, fo
 
 def test_a_lost_server_is_found_again(browser, server):
     port = int(server.rpartition(":")[2].strip("/"))
-    refusals = "ERR_CONNECTION|ERR_EMPTY|WebSocket"  # that Chromium reports meanwhile
+    refusals = f"ERR_EMPTY|{CUT_OFF}"  # that Chromium reports meanwhile
     with Bridge(port) as bridge, opened(browser, bridge.address, tolerated=refusals) as page:
         until(page, lambda: frame(page) > 1)
         bridge.break_down()
@@ -343,13 +344,15 @@ def test_a_lost_server_is_found_again(browser, server):
         until(page, lambda: text(page, "#status") == "playing" and page.locator("#notice").is_hidden())
         before = frame(page)
         until(page, lambda: frame(page) > before)
+        all_there = "[...document.querySelectorAll('#gallery img')].every((picture) => picture.naturalWidth > 0)"
+        until(page, lambda: page.evaluate(all_there))  # those too that were under way when the server was lost
 
 
 def test_a_server_that_was_started_anew_knows_no_pictures_of_before_and_is_played_on(browser, folder, tmp_path):
     Image.new("RGB", (64, 64), (200, 30, 60)).save(tmp_path / "red.png")
     with ExitStack() as server:
         address, _ = server.enter_context(serving(with_settings(folder)))
-        with opened(browser, address, tolerated="ERR_CONNECTION|WebSocket|40[04]") as page:
+        with opened(browser, address, tolerated=f"{CUT_OFF}|40[04]") as page:
             until(page, lambda: frame(page) > 1)
             page.set_input_files("#upload", tmp_path / "red.png")
             until(page, lambda: page.locator("#gallery [title='Your picture']").count() == 1 and frame(page) > 1)

@@ -308,12 +308,19 @@ def _handed_over(clips: Iterator[Clip]) -> Iterator[Clip]:
     has to get a core: the training would wait for that with every batch.
     """
     with ThreadPoolExecutor(1, "clips") as thread:
-        ahead = deque(thread.submit(next, clips) for _ in range(BATCHES_AHEAD))
+        ahead = deque(thread.submit(_next, clips) for _ in range(BATCHES_AHEAD))
         while True:
             # Popped first: a future that failed and this frame would hold each other, and the loader, for long.
             ready = [ahead.popleft().result()]
-            ahead.append(thread.submit(next, clips))
+            ahead.append(thread.submit(_next, clips))
             yield ready.pop()
+
+
+def _next(clips: Iterator[Clip]) -> Clip:
+    try:
+        return next(clips)
+    except (ConnectionError, EOFError) as error:  # in the middle of the conversation; before it torch says the same
+        raise RuntimeError("DataLoader worker exited unexpectedly while it handed a batch over") from error
 
 
 def _unwrapped(clip: Clip | Exception) -> Clip:

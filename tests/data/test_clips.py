@@ -280,6 +280,16 @@ def test_what_goes_wrong_in_the_background_arrives_as_the_one_line_that_it_is_an
     assert re.fullmatch(r"shard \S*train-00001.h5 is damaged: .*again", message)
 
 
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_a_loader_process_that_goes_away_while_it_hands_a_batch_over_is_named(dataset, error, monkeypatch):
+    def rebuilt(*_):
+        raise error
+
+    monkeypatch.setattr("multiprocessing.resource_sharer._ResourceSharer.get_connection", rebuilt)
+    with pytest.raises(RuntimeError, match="DataLoader worker exited unexpectedly while it handed a batch over"):
+        take(training_batches(dataset, batch_size=4, seed=0, num_workers=1), 3)
+
+
 def test_another_seed_gives_another_order(dataset):
     first, second = (windows_of(next(training_batches(dataset, batch_size=20, seed=seed))) for seed in (0, 1))
     assert first != second

@@ -278,7 +278,12 @@ def _from_processes(batches: _Batches, num_workers: int, pin_memory: bool) -> It
         worker_init_fn=_leave_signals_to_the_training,
         generator=torch.Generator(),  # or the loader draws its workers' seed from torch's global generator
     )
-    clips = map(_unwrapped, loader)
+    # Blocked from their birth on: libraries start threads in a new process before it can block anything itself.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    try:
+        clips = map(_unwrapped, loader)  # starts them
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return clips if pin_memory else _handed_over(clips)  # the thread that pins takes them over as well
 
 
@@ -290,9 +295,11 @@ def _leave_signals_to_the_training(_: int) -> None:
     """
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+    if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         threading.Thread(target=_end_when_the_training_says_so, daemon=True).start()
+    else:  # macOS
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
 
 
 def _end_when_the_training_says_so() -> None:

@@ -253,7 +253,7 @@ def _from_thread(batches: _Batches, pin_memory: bool) -> Iterator[Clip]:
         return Clip(*(None if part is None else part.pin_memory() for part in clip)) if pin_memory else clip
 
     # What the thread has not begun when it is asked for is made here: waiting for it would take longer, since threads
-    # are slow to wake up and take turns with Python's lock. So does the thread of a fast dataset no more than one.
+    # are slow to wake up and take turns with Python's lock. For the same reason it makes one ahead of a fast dataset.
     episodes = batches.dataset.episodes
     with ThreadPoolExecutor(1, "clips") as thread:
         ahead = deque([thread.submit(load, 0)])
@@ -331,9 +331,8 @@ def _next(clips: Iterator[Clip]) -> Clip:
 
 
 def _unwrapped(clip: Clip | Exception) -> Clip:
-    if isinstance(
-        clip, Exception
-    ):  # a new one: this one and this frame would hold each other, and the loader, for long
+    if isinstance(clip, Exception):
+        # A new one: this one and this frame would hold each other, and the loader, for long.
         raise type(clip)(*clip.args)
     return clip
 

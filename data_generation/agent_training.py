@@ -171,10 +171,10 @@ class Games(VecEnv):
         return [None] * self.num_envs
 
     def set_attr(self, attr_name: str, value: Any, indices=None) -> None:
-        raise NotImplementedError(attr_name)
+        raise AttributeError(f"these games have no {attr_name} to set")
 
     def env_method(self, method_name: str, *args, indices=None, **kwargs) -> list[Any]:
-        raise NotImplementedError(method_name)
+        raise AttributeError(f"these games have no method {method_name}")
 
     def env_is_wrapped(self, wrapper_class, indices=None) -> list[bool]:
         return [False] * self.num_envs

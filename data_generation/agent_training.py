@@ -10,6 +10,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor, VecNormalize
 from torch import Tensor
@@ -55,6 +56,7 @@ def train_agent(settings: AgentSettings, keep: Callable[[Agent], Any]) -> Agent:
         device=settings.device,
         seed=settings.seed,
     )
+    learner.set_logger(Logger(None, []))  # its own would leave an empty folder behind for every training
     with progress:
         try:
             learner.learn(settings.num_decisions, callback=progress)

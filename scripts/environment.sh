@@ -106,22 +106,36 @@ install_packages() {
     [[ $torch == *torchvision* ]] || echo torchvision >>"$requirements"
   fi
   echo "Installing ${torch:-PyTorch with CUDA} and the other packages of requirements.txt, once." >&2
-  [[ -n $torch ]] || echo "About 5.2 GB on disk; about 2 minutes on a fast line." >&2
+  if [[ -z $torch ]]; then
+    echo "About 5.2 GB on disk; about 2 minutes on a fast line." >&2
+    has_torch || check_disk 5200
+  fi
   rm -f "$install_log"
   pip_install "$requirements" >&2 || {
     local package cause
     cause=$(grep -aoE 'ERROR: .*' "$install_log" 2>/dev/null | tail -n 1)
-    package=$(grep -aoE 'Collecting [^ ]+' "$install_log" 2>/dev/null | tail -n 1)
+    package=$(grep -aoE 'Collecting [^ ]+|Installing collected packages' "$install_log" 2>/dev/null | tail -n 1)
+    [[ $package != Installing* ]] || package="copying the packages to $venv" # the last one collected is not the culprit
     package=${package#Collecting } cause=${cause#ERROR: }
     fail "the set-up stopped at ${package:-the first package} (${cause:-no reason given}). Check network, disk space and" \
       "PIP_INDEX_URL, then run the same command again: it goes on from there. The log is $install_log"
   }
 }
 
+# check_disk MEGABYTES: pip would fill the disk before it says that it is too small.
+check_disk() {
+  local free
+  free=$(df -Pk "$venv" 2>/dev/null | awk 'END { if (NR) print int($4 * 1.024e-3) }')
+  ((${free:-$1} >= $1)) || fail "the disk of $venv has $free MB free, and the packages take about $1 MB;" \
+    "free some space, or set LAMP_TORCH to a build for the CPU"
+}
+
+has_torch() { "$venv/bin/python" -m pip show --quiet torch 2>/dev/null; }
+
 # What is there already, most of it in an environment that is brought up to date, is not listed.
 pip_install() {
   local words=(-m pip install --disable-pip-version-check --log "$install_log" -r "$1")
-  if "$venv/bin/python" -m pip show --quiet torch 2>/dev/null; then
+  if has_torch; then
     "$venv/bin/python" "${words[@]}" | sed -u '/^Requirement already satisfied/d'
   else
     "$venv/bin/python" "${words[@]}" # with pip's progress bars, which need a terminal

@@ -33,6 +33,7 @@ case "$*" in
   "-c "*) exit 0 ;;
   "-m venv "*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; echo venv >>calls ;;
   "-m pip --version") exit 0 ;;
+  "-m pip show --quiet torch") [[ -e $venv/packages ]]; exit ;;
   "-m pip install "*)
     echo pip >>calls
     echo "$*" >>pip-words
@@ -42,6 +43,11 @@ case "$*" in
     if [[ -e no-network ]]; then
       echo "Collecting h5py==3.14.0" >>"$2"
       echo "ERROR: No matching distribution found for h5py==3.14.0" >>"$2"
+      exit 1
+    elif [[ -e full-disk ]]; then
+      echo "Collecting glcontext>=3.0.0" >>"$2"
+      echo "Installing collected packages: torch, glcontext" >>"$2"
+      echo "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device" >>"$2"
       exit 1
     fi
     touch $venv/packages ;;
@@ -279,7 +285,13 @@ def calls(checkout: Path) -> list[str]:
 def bare(checkout):
     """A checkout on a machine that has Python 3.11 and nothing else."""
     stub(checkout, BARE, "python3.11", "python")
+    stub_disk(checkout, kib_free=100_000_000)
     return checkout
+
+
+def stub_disk(checkout: Path, kib_free: int) -> None:
+    head = "Filesystem 1024-blocks Used Available Capacity Mounted on"
+    stub(checkout, f"#!/bin/sh\necho '{head}'\necho '/dev/a 264212084 1000 {kib_free} 1% /'\n", "df")
 
 
 def test_a_bare_machine_gets_an_environment_once(bare):
@@ -307,6 +319,25 @@ def test_a_failed_install_names_the_package_and_is_done_again(bare):
     (bare / "no-network").unlink()
     assert given(run(bare))[0] == "ran"
     assert calls(bare) == ["venv", "pip", "pip"]
+
+
+def test_a_disk_that_pip_fills_is_not_laid_to_the_last_package(bare):
+    (bare / "full-disk").touch()
+    error = run(bare).stderr.splitlines()[-1]
+    assert "stopped at copying the packages to .venv (" in error and "No space left on device" in error
+    assert "glcontext" not in error
+
+
+def test_a_disk_without_room_is_said_before_anything_is_downloaded(bare):
+    """Only where torch is still missing: what else is brought up to date is small, and sizes of own builds differ."""
+    stub_disk(bare, kib_free=5_000_000)
+    failed = run(bare)
+    error = failed.stderr.splitlines()[-1]
+    assert failed.returncode == 2 and calls(bare) == ["venv"]
+    assert error.startswith("error: ") and "has 5120 MB free, and the packages take about 5200 MB" in error
+    assert given(run(bare, LAMP_TORCH="torch==2.11.0+cpu"))[0] == "ran"
+    (bare / "requirements.txt").write_text((bare / "requirements.txt").read_text() + "another==1.0\n")
+    assert given(run(bare, LAMP_TORCH=""))[0] == "ran"
 
 
 def test_an_install_killed_after_its_last_package_is_not_taken_for_a_finished_one(bare):

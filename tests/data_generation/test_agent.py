@@ -1,5 +1,6 @@
 """Trained players: their network, their file, how they act, and that training one works end to end."""
 
+import os
 import resource
 import signal
 import subprocess
@@ -288,9 +289,12 @@ def test_an_agent_that_cannot_be_written_is_one_line_and_leaves_the_one_before(a
 
 
 def test_a_training_writes_an_agent_that_can_record(tmp_path):
-    fpath = tmp_path / "agent.safetensors"
-    done = subprocess.run(tiny_training(fpath), cwd=ROOT, capture_output=True, text=True, timeout=120)
+    fpath, scratch = tmp_path / "agent.safetensors", tmp_path / "scratch"
+    scratch.mkdir()
+    variables = os.environ | {"TMPDIR": str(scratch)}
+    done = subprocess.run(tiny_training(fpath), cwd=ROOT, env=variables, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+    assert list(scratch.iterdir()) == [], "left behind"
     for expected in ("random actions", "always RIGHT_JUMP", "agent", "levels completed", "mean return"):
         assert expected in done.stdout
     trained = load_agent(fpath)

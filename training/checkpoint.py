@@ -22,6 +22,7 @@ WEIGHTS = "model.safetensors"
 STATE = "trainer.pt"
 LATEST = "latest"
 LOGS = "logs"
+METRICS = "metrics.jsonl"  # in LOGS
 BEST = "best"
 STEP_FOLDER = re.compile(r"step-(\d{8,})$")
 
@@ -44,12 +45,14 @@ def list_steps(run_dpath: Path) -> list[Path]:
 def find_start(run_dpath: Path, resume_ckpt: str | None) -> Path | None:
     """The step folder to go on from, or None for a new run.
 
-    resume_ckpt: None (a new run: the folder must be empty), "auto" (the newest step if there is one), or the path of a
-    run or step folder. Raises ValueError or FileNotFoundError before anything is written.
+    resume_ckpt: None (a new run: the folder must be empty, or left by one that had logged and saved nothing), "auto"
+    (the newest step if there is one), or the path of a run or step folder. Raises ValueError or FileNotFoundError
+    before anything is written.
     """
     steps = list_steps(run_dpath)
+    is_taken = run_dpath.is_dir() and any(run_dpath.iterdir()) and not _is_failed_start(run_dpath)
     if resume_ckpt is None:
-        if run_dpath.is_dir() and any(run_dpath.iterdir()):
+        if is_taken:
             raise ValueError(
                 f"{run_dpath} already holds a run; go on with --train.resume_ckpt=auto or start another with --name="
             )
@@ -63,9 +66,16 @@ def find_start(run_dpath: Path, resume_ckpt: str | None) -> Path | None:
                 f"{run_dpath} already goes on to step {step_of(steps[-1])}, after {start.name}; "
                 "branch off into another run with --name="
             )
-    elif run_dpath.is_dir() and any(run_dpath.iterdir()):
+    elif is_taken:
         raise ValueError(f"{run_dpath} already holds another run than {start}; choose another --name=")
     return start
+
+
+def _is_failed_start(run_dpath: Path) -> bool:
+    """Whether a training made the folder and ended with nothing logged or saved, say out of memory at once."""
+    logs = run_dpath / LOGS
+    has_logged = (logs / METRICS).exists() and (logs / METRICS).stat().st_size > 0
+    return logs.is_dir() and not has_logged and not list_steps(run_dpath)
 
 
 def _named_step(path: Path) -> Path:

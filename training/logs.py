@@ -22,7 +22,6 @@ from training import checkpoint
 from training.settings import TrainSettings
 
 LINE_SECONDS = 10.0  # between progress lines where there is no terminal
-METRICS = "metrics.jsonl"
 LEFT_OUT = "left out of "  # before a scalar's name: how many of its values were not finite
 MOST_BARS = 512  # of a histogram; Weights & Biases takes no more
 
@@ -142,7 +141,7 @@ class RunLog:
         self.wandb: Any = None
         self.folder = folder = run_dpath / checkpoint.LOGS
         folder.mkdir(parents=True, exist_ok=True)
-        self.fpath = folder / METRICS
+        self.fpath = folder / checkpoint.METRICS
         self._take_back(step)
         if settings.logger == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter  # a second to import

@@ -1,6 +1,7 @@
 """One process: what training writes, how it ends, and that a resumed run is the run that was never stopped."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -193,6 +194,27 @@ def test_a_finished_run_goes_on_when_it_is_extended_on_the_longer_schedule(tmp_p
 
 def test_a_fresh_run_never_overwrites_one(tmp_path):
     train(configure("noisy_line", tmp_path))
+    with pytest.raises(ValueError, match="already holds a run"):
+        train(configure("noisy_line", tmp_path))
+
+
+def test_a_run_that_failed_at_once_does_not_stand_in_the_way(tmp_path, monkeypatch):
+    monkeypatch.setattr(Trainer, "_loop", lambda *_: 1 / 0)  # after the folder was made: memory that ran out, say
+    with pytest.raises(ZeroDivisionError):
+        train(configure("noisy_line", tmp_path))
+    monkeypatch.undo()
+    assert (run_folder(tmp_path, "noisy_line", "tokenizer") / "config.yaml").exists()
+    train(configure("noisy_line", tmp_path))
+    folder = run_folder(tmp_path, "noisy_line", "tokenizer")
+    assert [checkpoint.step_of(path) for path in checkpoint.list_steps(folder)] == [4]
+
+
+def test_steps_that_were_logged_are_not_lost_to_a_fresh_run(tmp_path):
+    """Killed before its first checkpoint: the curves are all that there is of it."""
+    train(configure("noisy_line", tmp_path))
+    folder = run_folder(tmp_path, "noisy_line", "tokenizer")
+    for step_dpath in checkpoint.list_steps(folder):
+        shutil.rmtree(step_dpath)
     with pytest.raises(ValueError, match="already holds a run"):
         train(configure("noisy_line", tmp_path))
 

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from data.tokens import CachedClips
 from training import accelerate_config, checkpoint, flops
 from training.logs import duration
+from training.objectives import MODEL
 from training.zero import ZeroAccelerator
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def opening(run: "Trainer") -> str:
         f"process(es) = {run.clips_per_step} clips a step",
         "work": f"{flops.in_words(run.flops_per_clip * run.clips_per_step)} a step; "
         f"{run.rate.source}: {flops.in_words(run.rate.flops)}/s",
+        "learning rate": run.state.parts[MODEL].schedule.in_words(),
         "length": f"{length}; the expected time follows after the first steps",
         "run folder": str(run.run_dpath),
     }

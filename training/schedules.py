@@ -65,3 +65,16 @@ class Schedule:
     def lr(self) -> float:
         """The learning rate of the first group, as applied last."""
         return self.optimizer.param_groups[0]["lr"]
+
+    def in_words(self) -> str:
+        """What becomes of the first group's learning rate; a warm-up that never ends is easily overlooked."""
+        peak, settings, total = self.peaks[0], self.settings, self.num_train_steps
+        if settings.warmup_steps >= total:
+            reached = peak * warmup(total - 1, settings.warmup_steps)
+            return (
+                f"up to {reached:.3g} only, since the warm-up to {peak:.3g} takes {settings.warmup_steps:,} steps, "
+                "more than there are; --optimizer.warmup_steps sets it"
+            )
+        after = f" after {settings.warmup_steps:,} steps of warm-up" if settings.warmup_steps else ""
+        end = "" if settings.kind == "constant" else f" to {peak * settings.min_lr_ratio:.3g}"
+        return f"{peak:.3g}{after}, {settings.kind}{end}"

@@ -55,6 +55,21 @@ def test_a_warm_up_longer_than_the_training_only_warms_up():
     assert factor("cosine", 100, warmup_steps=200) == pytest.approx(0.75)
 
 
+@pytest.mark.parametrize(
+    "warmup_steps, kind, words",
+    [
+        (100, "cosine", "0.002 after 100 steps of warm-up, cosine to 0.0002"),
+        (0, "constant", "0.002, constant"),
+        (5000, "cosine", "up to 0.0012 only, since the warm-up to 0.002 takes 5,000 steps, more than there are; "
+         "--optimizer.warmup_steps sets it"),
+    ],
+)  # fmt: skip
+def test_the_schedule_is_told_and_so_is_a_warm_up_that_never_ends(warmup_steps, kind, words):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=2e-3)
+    schedule = Schedule(optimizer, settings(kind, warmup_steps, min_lr_ratio=0.1), num_train_steps=1001)
+    assert schedule.in_words() == words
+
+
 def test_each_group_keeps_its_own_peak_whatever_was_loaded():
     first, second = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
     optimizer = torch.optim.SGD([{"params": [first], "lr": 1.0}, {"params": [second], "lr": 0.1}])

@@ -72,7 +72,7 @@ def _row(line: Line) -> str:
         f"<td{' class=best' if is_best else ''}>{value or '–'}<small>{interval}</small></td>"
         for value, interval, is_best in line.cells
     )
-    return f"<tr{'' if line.is_model else ' class=beside'}><th>{html.escape(line.name)}</th>{cells}</tr>"
+    return f"<tr{'' if line.is_model else ' class=beside'}><th>{page.name(line.name)}</th>{cells}</tr>"
 
 
 def _conflicts(compared: Compared) -> str:

@@ -5,6 +5,7 @@ Nothing is loaded from anywhere: pictures and charts are inside. It suits light 
 
 import base64
 import html
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -62,6 +63,11 @@ def picture(fpath: Path, caption: str) -> str:
 def row(figures: Sequence[str]) -> str:
     """Figures beside each other; a narrow screen scrolls through them."""
     return f'<div class="row">{"".join(figures)}</div>' if figures else ""
+
+
+def name(text: str) -> str:
+    """A name that a narrow column breaks after its underscores and slashes, not in the middle of a word."""
+    return re.sub(r"([_/])(?=.)", r"\1<wbr>", html.escape(text))
 
 
 def details(summary: str, content: str) -> str:
@@ -174,7 +180,7 @@ dd { margin: 0; color: var(--faint); }
   main { padding: 20px 10px 40px; }
   section { padding: 16px 14px; }
   dl { grid-template-columns: 1fr; }
-  .results tbody th { white-space: normal; min-width: 96px; }
+  .results tbody th { white-space: normal; min-width: 128px; }
   dd { margin-bottom: 6px; } }
 .notes { margin: 16px 0 0; padding: 12px 16px 12px 34px; background: var(--warn); border-radius: 8px; font-size: 14px;
   overflow-wrap: anywhere; }

@@ -122,7 +122,7 @@ def results_section(results: Mapping[str, dict[str, Any]]) -> str:
     for name, is_model, cells in rows:
         kind = "model" if is_model else "beside"
         texts = "".join(f"<td>{filled(cells.get(column.key), column.digits)}</td>" for column in columns)
-        body.append(f'<tr class="{kind}"><th>{html.escape(name)}</th>{texts}</tr>')
+        body.append(f'<tr class="{kind}"><th>{page.name(name)}</th>{texts}</tr>')
     return (
         f'<div class="wide"><table class="results">{head(columns)}<tbody>{"".join(body)}</tbody></table></div>'
         + page.details("What columns and rows mean", legend(columns))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training import embedding, report, tables, video
+from training import embedding, page, report, tables, video
 from training.charts import learning_curves, over_horizon
 from training.measured import Measured
 from training.video import Sample, animation, strip, write_dream_vs_real, write_gif
@@ -29,7 +29,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attributes):
         self.sources += [value for name, value in attributes if name in ("src", "href", "xlink:href", "data")]
         self.ids += [value for name, value in attributes if name == "id"]
-        if tag not in ("meta", "img", "use", "path"):
+        if tag not in ("meta", "img", "wbr", "use", "path"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
@@ -57,6 +57,10 @@ def page_of(folder, *names, **options):
 
 
 # ---- what stands on the page
+
+
+def test_names_break_between_words_and_are_escaped():
+    assert page.name("out/genie_redux_<b>_") == "out/<wbr>genie_<wbr>redux_<wbr>&lt;b&gt;_"
 
 
 COMMON = ["Results", "Use of codes and actions", "How it was measured", "The same again"]

@@ -1,14 +1,18 @@
-"""Make a dataset of video files and image sequences, without actions: those are for latent actions to find.
+"""Make a dataset of video files and image sequences. They need no actions: those are for latent actions to find.
 
   python -m data.import_videos --input ~/gameplay --name gameplay
   python -m data.import_videos --input ~/gameplay --name gameplay_wide --image_size 64x96 --fit pad --fps 15
   bash run.sh --config=videos.yaml --dataset_name=gameplay
+  python -m data.import_videos --input ~/gameplay --name gameplay_guided --actions NOOP,LEFT,RIGHT
 
 Reads, in --input and all folders below it, every mp4, m4v, mov, webm, mkv, avi, gif, mpg, wmv, flv and ogv file, and
 every folder with png or jpg files as one sequence, in the order of the numbers in their names. Writes
 <root>/<name>/info.json and HDF5 shards. One file becomes one episode, or several of at most --max_frames; its
 `level_seed` is its place in info.json's list `files`. Whole files are held out for validation, drawn by --seed; where
 there is one file only, its end is. Transparent parts show --background.
+
+With --actions, recorded actions come along: film.actions.txt beside film.mp4, or actions.txt in a folder of pictures,
+has one line per frame with the action taken at it, by name or number. A last frame without a line is left out.
 
 Files that cannot be read are listed and skipped; of a file that is damaged further on, what comes before is used. The
 same command goes on after an interruption, and the same files and settings give the same bytes.
@@ -32,6 +36,8 @@ import numpy as np
 import PIL
 from tqdm import tqdm
 
+from data.action_files import actions_fpath, read_actions
+from data.argument_types import action_names, colour, rate, share, size
 from data.command_line import ArgumentParser, at_least
 from data.import_command import add_place, report, run_importer
 from data.importing import DamagedError, Target, import_recordings, shard_frames
@@ -64,7 +70,7 @@ class Footage:
     fps: Fraction | None
     start: int = 0
     stop: int | None = None
-    actions: None = None
+    actions: np.ndarray | None = None
 
     def pictures(self, first: int) -> Iterator[np.ndarray]:
         shown = self.source.shown()
@@ -90,15 +96,16 @@ def run(arguments: list[str]) -> None:
     if settings.fps and not settings.images_fps and not all(each.is_video for each in found):
         raise ValueError("--fps needs --images_fps too: image sequences do not say how fast they were recorded")
     sources, skipped = probe(found, settings.images_fps)
+    actions = {} if settings.actions is None else take_actions(found, sources, skipped, settings.actions)
     if not sources:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:3])
         raise ValueError(f"none of the {len(found)} files in {settings.input} can be read ({reasons})")
-    recordings = arrange(sources, settings)
+    recordings = arrange(sources, actions, settings)
     target = Target(
         folder=Path(settings.root) / settings.name,
-        origin=origin(settings, found),
+        origin=origin(settings, found, actions),
         image_size=settings.image_size,
-        action_names=None,
+        action_names=settings.actions,
         max_frames=settings.max_frames,
         frames_per_shard=settings.frames_per_shard,
         compression=settings.compression,
@@ -124,11 +131,17 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--images_fps", type=rate, help="how many images per second sequences have; only --fps needs it"
     )
+    parser.add_argument("--actions", type=action_names, help="of the game, as NOOP,LEFT,RIGHT: read recorded ones")
     parser.add_argument("--validation_share", type=share, default=0.1, help="of the files (default: 0.1)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of files for validation (default: 0)")
     parser.add_argument("--max_frames", type=at_least(2), default=2000, help="of an episode (default: 2000)")
     parser.add_argument("--frames_per_shard", type=at_least(2), help="and so in memory (default: 256 MB of them)")
     settings = parser.parse_args(arguments)
+    if settings.actions is not None and settings.fps is not None:
+        raise ValueError(
+            "--fps would leave frames out, and with them what --actions were taken there; leave one of the two out, or "
+            "record at that rate"
+        )
     settings.frames_per_shard = settings.frames_per_shard or shard_frames(settings.image_size, settings.max_frames)
     if settings.frames_per_shard < settings.max_frames:
         raise ValueError(
@@ -137,49 +150,16 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return settings
 
 
-def size(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d+)(?:x(\d+))?", text, re.ASCII)
-    height, width = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
-    if not (1 <= height <= 4096 and 1 <= width <= 4096):
-        raise argparse.ArgumentTypeError(f"{text!r} must be a number of pixels or HEIGHTxWIDTH, as 64 or 64x96")
-    return height, width
-
-
-def colour(text: str) -> tuple[int, int, int]:
-    parts = text.split(",")
-    if len(parts) != 3 or not all(part.strip().isdecimal() and int(part) < 256 for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r} must be three numbers from 0 to 255, as 255,255,255")
-    red, green, blue = (int(part) for part in parts)
-    return red, green, blue
-
-
-def rate(text: str) -> Fraction:
-    try:
-        value = Fraction(text)
-    except (ValueError, ZeroDivisionError):
-        value = Fraction(0)
-    if not 0 < value <= 1000:
-        raise argparse.ArgumentTypeError(f"{text!r} must be frames per second up to 1000, as 15, 29.97 or 30000/1001")
-    return value
-
-
-def share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a share from 0 up to, but not including, 1")
-    return value
-
-
-def origin(settings: argparse.Namespace, found: list[Found]) -> dict[str, Any]:
-    """Where the dataset comes from. Files count by name and size: their contents are read only to be decoded."""
+def origin(settings: argparse.Namespace, found: list[Found], actions: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Where the dataset comes from. Pictures count by name and size: their contents are read only to be decoded."""
     digest = hashlib.sha256()
     for each in found:
         for fpath in each.fpaths:
             size = fpath.stat().st_size if fpath.exists() else "a link to nothing"
             digest.update(f"{each.name}\0".encode() + os.fsencode(fpath.name) + f"\0{size}\0".encode())
+    for name, taken in actions.items():
+        digest.update(f"{name}\0{len(taken)}\0".encode())
+        digest.update(taken)
     keys = ("fit", "validation_share", "seed", "max_frames", "frames_per_shard", "compression")
     return {
         "importer": "data.import_videos",
@@ -192,6 +172,7 @@ def origin(settings: argparse.Namespace, found: list[Found]) -> dict[str, Any]:
             "fps": settings.fps and str(settings.fps),
             "images_fps": settings.images_fps and str(settings.images_fps),
             **{key: getattr(settings, key) for key in keys},
+            **({} if settings.actions is None else {"actions": settings.actions}),
         },
     }
 
@@ -254,25 +235,57 @@ def probe(found: list[Found], images_fps: Fraction | None) -> tuple[dict[str, So
     return sources, skipped
 
 
-def arrange(sources: dict[str, Source], settings: argparse.Namespace) -> list[Footage]:
+def take_actions(
+    found: list[Found], sources: dict[str, Source], skipped: dict[str, str], names: list[str]
+) -> dict[str, np.ndarray]:
+    """(T,) int16 actions of each source; sources whose actions cannot be used go to `skipped`."""
+    actions = {}
+    for each in tqdm(found, "actions", unit="file", mininterval=0.5, leave=False):
+        if each.name not in sources:
+            continue
+        try:
+            fpath = actions_fpath(each.fpaths[0], each.is_video)
+            actions[each.name] = read_actions(fpath, names, sources[each.name].count(None))
+        except DamagedError as error:
+            skipped[each.name] = str(error)
+            del sources[each.name]
+    return actions
+
+
+def arrange(sources: dict[str, Source], actions: dict[str, np.ndarray], settings: argparse.Namespace) -> list[Footage]:
     """The recordings, training's first: a source is one, but a single source is two, its first part and its end."""
     fit = Fit(*settings.image_size, settings.fit, settings.background)
+
+    def footage(number: int, name: str, split: str, start: int, stop: int | None, expected: int) -> Footage:
+        taken = actions[name][start:stop] if name in actions else None
+        return Footage(name, split, number, expected, sources[name], fit, settings.fps, start, stop, taken)
+
+    def length(name: str) -> int | None:
+        return len(actions[name]) if name in actions else None
+
     if len(sources) == 1 and settings.validation_share > 0:
         [(name, source)] = sources.items()
-        total = source.count(settings.fps)
+        total = length(name) or source.count(settings.fps)
         if total < 4:  # two frames at least for each
-            return [Footage(name, "train", 0, total, source, fit, settings.fps)]
+            return [footage(0, name, "train", 0, length(name), total)]
         middle = total - min(max(2, round(total * settings.validation_share)), total - 2)
         return [
-            Footage(name, "train", 0, middle, source, fit, settings.fps, 0, middle),
-            Footage(name, "validation", 0, total - middle, source, fit, settings.fps, middle, None),
+            footage(0, name, "train", 0, middle, middle),
+            footage(0, name, "validation", middle, length(name), total - middle),
         ]
     held_out = choose(list(sources), settings.validation_share, settings.seed)
-    footage = []
-    for number, (name, source) in enumerate(sources.items()):
-        split = "validation" if name in held_out else "train"
-        footage.append(Footage(name, split, number, source.expected(settings.fps), source, fit, settings.fps))
-    return sorted(footage, key=lambda each: each.split)
+    recordings = [
+        footage(
+            number,
+            name,
+            "validation" if name in held_out else "train",
+            0,
+            length(name),
+            length(name) or source.expected(settings.fps),
+        )
+        for number, (name, source) in enumerate(sources.items())
+    ]
+    return sorted(recordings, key=lambda each: each.split)
 
 
 def choose(names: list[str], validation_share: float, seed: int) -> set[str]:

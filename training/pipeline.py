@@ -108,9 +108,11 @@ def run(cfg: DictConfig) -> None:
 
 
 def read_stages(cfg: DictConfig) -> list[Stage]:
-    """The stages of a pipeline config, in order. Raises ValueError for an unknown command."""
+    """The stages of a pipeline config, in order; null leaves one out. Raises ValueError for an unknown command."""
     stages = []
     for name, node in OmegaConf.to_container(cfg.stages, resolve=True).items():
+        if node is None:
+            continue
         if node["command"] not in COMMANDS:
             raise ValueError(f"stages.{name}.command is {node['command']!r}, expected one of {', '.join(COMMANDS)}")
         stages.append(

@@ -58,7 +58,6 @@ def _next_command(folder: Path, info: dict[str, Any]) -> str:
     if info["action_names"] is None:
         return f"a small world of it, to play: bash run.sh --config=videos.yaml {under('')} --{size}"
     if info["game"] is None:
-        size += f" --num_actions={len(info['action_names'])}"
         return f"a small world of it, to play: bash run.sh --config=recordings.yaml {under('')} --{size}"
     return f"train on it: bash run.sh --config=tokenizer.yaml {under('train.')} --data.{size}"
 

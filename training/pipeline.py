@@ -18,7 +18,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from data.episodes import write_json
+from data.episodes import read_info, write_json
 from models import pretrained
 from training import command_line
 
@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ONLY_SHOWN = ("play", "dream")  # groups that no training or evaluation reads
 GENERATOR_CONFIGS = ROOT / "data_generation" / "configs"
 COMMANDS = ("generate", "train", "eval")
+RECORDED = "models.actions.RecordedActions"
 REPORT = "report"  # the last stage, which is no command
 
 
@@ -108,7 +109,16 @@ def run(cfg: DictConfig) -> None:
 
 
 def read_stages(cfg: DictConfig) -> list[Stage]:
-    """The stages of a pipeline config, in order; null leaves one out. Raises ValueError for an unknown command."""
+    """The stages of a pipeline config, in order; null leaves one out.
+
+    Raises ValueError for an unknown command; where the number of actions is the dataset's, ValueError for one that has
+    none and FileNotFoundError for none at all.
+    """
+    if cfg.get("num_actions", 0) is None:
+        names = read_info(cfg.dataset_root_dpath, cfg.dataset_name)["action_names"]
+        if names is None:
+            raise ValueError(f"dataset_name={cfg.dataset_name} has no actions; --config=videos.yaml finds some itself")
+        cfg = OmegaConf.merge(cfg, {"num_actions": len(names)})
     stages = []
     for name, node in OmegaConf.to_container(cfg.stages, resolve=True).items():
         if node is None:
@@ -135,9 +145,26 @@ def _check(stages: list[Stage]) -> None:
     for stage in stages:
         try:
             if stage.command != "generate":
-                check(stage.resolved())
+                cfg = stage.resolved()
+                check(cfg)
+                _check_actions(cfg)
         except ValueError as error:
             raise ValueError(f"stage {stage.name}: {error}") from error
+
+
+def _check_actions(cfg: DictConfig) -> None:
+    """Raise ValueError where the stage trains on recorded actions which the dataset, if it is there, does not have."""
+    from training.settings import TrainSettings
+    from training.setup import check_recorded_actions
+
+    if cfg.mode != "train" or cfg.get("actions", {}).get("_target_") != RECORDED:
+        return
+    settings = TrainSettings.from_config(cfg.train)
+    try:
+        info = read_info(settings.dataset_root_dpath, settings.dataset_name)
+    except FileNotFoundError:  # a stage may make it, and the first one that needs it says where it is missing
+        return
+    check_recorded_actions(len(info["action_names"] or ()), cfg.actions.num_actions, settings)
 
 
 def _num_processes(asked: int | None) -> int:

@@ -93,18 +93,23 @@ def check_fit(model: nn.Module, dataset: ClipDataset, settings: TrainSettings) -
         return
     model.dynamics.check_length(settings.num_frames, "train.num_frames")
     if not model.is_latent:
-        if settings.frame_skip > 1:
-            raise ValueError(
-                f"train.frame_skip={settings.frame_skip} would hide recorded actions between frames; set it to 1, or "
-                "train genie_redux, which learns its actions"
-            )
-        if not dataset.num_actions:
-            raise ValueError(f"train.dataset_name={name} has no recorded actions; train genie_redux, which learns them")
-        if dataset.num_actions > model.num_actions:
-            raise ValueError(
-                f"train.dataset_name={name} has {dataset.num_actions} actions, but the model {model.num_actions}; "
-                f"set data.num_actions={dataset.num_actions}"
-            )
+        check_recorded_actions(dataset.num_actions, model.num_actions, settings)
+
+
+def check_recorded_actions(there: int, known: int, settings: TrainSettings) -> None:
+    """Raise ValueError where a guided model that knows so many actions cannot learn from those of its dataset."""
+    name = settings.dataset_name
+    if settings.frame_skip > 1:
+        raise ValueError(
+            f"train.frame_skip={settings.frame_skip} would hide recorded actions between frames; set it to 1, or "
+            "train genie_redux, which learns its actions"
+        )
+    if not there:
+        raise ValueError(f"train.dataset_name={name} has no recorded actions; train genie_redux, which learns them")
+    if there > known:
+        raise ValueError(
+            f"train.dataset_name={name} has {there} actions, but the model {known}; set data.num_actions={there}"
+        )
 
 
 def _by(size: tuple[int, int]) -> str:

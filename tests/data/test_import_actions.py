@@ -136,6 +136,17 @@ def test_wrong_words_end_in_one_line(words, message, tmp_path, capsys):
     assert printed.startswith("error: ") and message in printed and printed.count("\n") == 1
 
 
+def test_a_guided_world_of_videos_without_actions_is_refused_with_what_to_do(tmp_path, capsys):
+    write_video(tmp_path / "in" / "film.mp4", greys(10))
+    place = [str(tmp_path / "in"), "--name", "films", "--root", str(tmp_path / "datasets"), "--image_size", "32"]
+    assert main(["--input", *place]) == 0
+    words = ["--config=recordings.yaml", f"--dataset_root_dpath={tmp_path / 'datasets'}", "--dataset_name=films"]
+    capsys.readouterr()
+    assert commands.main([*words, f"--output_dpath={tmp_path / 'out'}"]) == 2
+    error = "error: dataset_name=films has no actions; --config=videos.yaml finds some itself\n"
+    assert capsys.readouterr().err == error and not (tmp_path / "out").exists()
+
+
 def test_the_command_that_an_import_names_leads_to_a_guided_world(tmp_path, monkeypatch, capfd):
     for number in range(3):
         write_film(tmp_path / "in" / f"{number}.mp4", ["LEFT", "2", "NOOP"] * 8, 24, height=64, width=96)
@@ -145,6 +156,8 @@ def test_the_command_that_an_import_names_leads_to_a_guided_world(tmp_path, monk
     small += [f"--stages.{model}.settings.train.num_train_steps=2" for model in ("tokenizer", "genie_redux_guided")]
     words = [*shlex.split(command[command.index("bash run.sh") :]), *small]
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert commands.main([*words[2:], "--num_actions=2"]) == 2  # at once, not after the tokenizer
+    assert "has 3 actions, but the model 2; set data.num_actions=3" in capfd.readouterr().err
     assert words[:2] == ["bash", "run.sh"] and commands.main(words[2:]) == 0, capfd.readouterr().err
     results = json.loads((tmp_path / "out" / "report" / "metrics.json").read_text())
     assert set(results) == {"tokenizer", "genie_redux_guided"}

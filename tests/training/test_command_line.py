@@ -292,6 +292,13 @@ def test_a_mistake_in_a_later_stage_ends_a_pipeline_before_its_first(tmp_path, c
     assert not (tmp_path / "out").exists()
 
 
+def test_a_pipeline_asks_its_dataset_for_the_number_of_actions_before_its_first_stage(tmp_path, capsys):
+    assert main.main(["--config=recordings.yaml", f"--output_dpath={tmp_path / 'out'}", "--dataset_name=gone"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and "dataset_name=gone" in error
+    assert not (tmp_path / "out").exists()
+
+
 def test_another_number_of_processes_than_asked_for_stops(capsys, monkeypatch):
     monkeypatch.setenv("LAMP_NUM_PROCESSES", "2")
     monkeypatch.setenv("WORLD_SIZE", "1")

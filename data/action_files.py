@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from data.importing import DamagedError
+from data.video_files import Source
 
 ENDING = "actions.txt"  # film.actions.txt beside film.mp4, actions.txt in a folder of pictures
 
@@ -16,16 +18,27 @@ def actions_fpath(fpath: Path, is_video: bool) -> Path:
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Raise ValueError where names could not be told apart, or from numbers."""
-    if len(names) < 2 or len(set(names)) < len(names) or not all(names) or any(name.isdecimal() for name in names):
-        raise ValueError(f"{','.join(names)!r} must be two or more different names, as NOOP,LEFT,RIGHT")
+    """Raise ValueError where names could not be told apart, from numbers, or from `NAME*COUNT` of a dream's actions."""
+    folded = {name.casefold() for name in names}
+    if len(names) < 2 or len(folded) < len(names) or any(not name or name.isdecimal() or "*" in name for name in names):
+        raise ValueError(
+            f"{','.join(names)!r} must be two or more different names, none a number or with a *, as NOOP,LEFT,RIGHT"
+        )
 
 
-def read_actions(fpath: Path, names: Sequence[str], num_frames: int) -> np.ndarray:
-    """(T,) int16: the actions at frames 0 to T-1, as places in `names`.
+class Taken(NamedTuple):
+    """The actions of a recording."""
 
-    T is `num_frames`, or one less: at a recording's last frame the action is often not known. Raises DamagedError with
-    the reason where the file is not there, has another number of lines or names an action that is none of `names`.
+    codes: np.ndarray  # (T,) int16: those at frames 0 to T-1, as places in the list of names
+    stop: int | None  # T where the recording has one frame more, whose action is not known; else None
+
+
+def read_actions(fpath: Path, names: Sequence[str], source: Source) -> Taken:
+    """The actions of a source, which is read through: headers and packets also count pictures that are never shown.
+
+    A recording's last frame may be without a line. Of a recording that cannot be read to its end, further lines are
+    left out. Raises DamagedError with the reason where the file is not there, has another number of lines than the
+    source has pictures, or an action that is none of `names`.
     """
     try:
         lines = [line.strip() for line in fpath.read_text(encoding="utf-8-sig").rstrip().splitlines()]
@@ -37,8 +50,22 @@ def read_actions(fpath: Path, names: Sequence[str], num_frames: int) -> np.ndarr
     for number, line in enumerate(lines, start=1):
         if line not in codes:
             raise DamagedError(f"{fpath.name} has {line[:40]!r} in line {number}, which is none of {', '.join(names)}")
-    if len(lines) not in (num_frames, num_frames - 1):
+    num_frames, is_whole = _num_shown(source)
+    fits = num_frames - 1 <= len(lines) <= num_frames if is_whole else len(lines) >= num_frames
+    if not fits:
         raise DamagedError(f"{fpath.name} has {len(lines)} lines, but there are {num_frames} frames")
+    lines = lines[:num_frames]
     if len(lines) < 2:
         raise DamagedError(f"{fpath.name} has one action only")
-    return np.array([codes[line] for line in lines], np.int16)
+    return Taken(np.array([codes[line] for line in lines], np.int16), None if len(lines) == num_frames else len(lines))
+
+
+def _num_shown(source: Source) -> tuple[int, bool]:
+    """How many pictures can be read, and whether they are all."""
+    count = 0
+    try:
+        for _ in source.shown():
+            count += 1
+    except DamagedError:
+        return count, False
+    return count, True

@@ -3,7 +3,7 @@
   python -m data.import_videos --input ~/gameplay --name gameplay
   python -m data.import_videos --input ~/gameplay --name gameplay_wide --image_size 64x96 --fit pad --fps 15
   bash run.sh --config=videos.yaml --dataset_name=gameplay
-  python -m data.import_videos --input ~/gameplay --name gameplay_guided --actions NOOP,LEFT,RIGHT
+  python -m data.import_videos --input ~/gameplay --name recorded --actions NOOP,LEFT,RIGHT
 
 Reads, in --input and all folders below it, every mp4, m4v, mov, webm, mkv, avi, gif, mpg, wmv, flv and ogv file, and
 every folder with png or jpg files as one sequence, in the order of the numbers in their names. Writes
@@ -36,7 +36,7 @@ import numpy as np
 import PIL
 from tqdm import tqdm
 
-from data.action_files import actions_fpath, read_actions
+from data.action_files import Taken, actions_fpath, read_actions
 from data.argument_types import action_names, colour, rate, share, size
 from data.command_line import ArgumentParser, at_least
 from data.import_command import add_place, report, run_importer
@@ -150,7 +150,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return settings
 
 
-def origin(settings: argparse.Namespace, found: list[Found], actions: dict[str, np.ndarray]) -> dict[str, Any]:
+def origin(settings: argparse.Namespace, found: list[Found], actions: dict[str, Taken]) -> dict[str, Any]:
     """Where the dataset comes from. Pictures count by name and size: their contents are read only to be decoded."""
     digest = hashlib.sha256()
     for each in found:
@@ -158,8 +158,8 @@ def origin(settings: argparse.Namespace, found: list[Found], actions: dict[str, 
             size = fpath.stat().st_size if fpath.exists() else "a link to nothing"
             digest.update(f"{each.name}\0".encode() + os.fsencode(fpath.name) + f"\0{size}\0".encode())
     for name, taken in actions.items():
-        digest.update(f"{name}\0{len(taken)}\0".encode())
-        digest.update(taken)
+        digest.update(f"{name}\0{len(taken.codes)}\0".encode())
+        digest.update(taken.codes)
     keys = ("fit", "validation_share", "seed", "max_frames", "frames_per_shard", "compression")
     return {
         "importer": "data.import_videos",
@@ -237,54 +237,48 @@ def probe(found: list[Found], images_fps: Fraction | None) -> tuple[dict[str, So
 
 def take_actions(
     found: list[Found], sources: dict[str, Source], skipped: dict[str, str], names: list[str]
-) -> dict[str, np.ndarray]:
-    """(T,) int16 actions of each source; sources whose actions cannot be used go to `skipped`."""
+) -> dict[str, Taken]:
+    """The actions of each source; sources whose actions cannot be used go to `skipped`."""
     actions = {}
     for each in tqdm(found, "actions", unit="file", mininterval=0.5, leave=False):
         if each.name not in sources:
             continue
         try:
             fpath = actions_fpath(each.fpaths[0], each.is_video)
-            actions[each.name] = read_actions(fpath, names, sources[each.name].count(None))
+            actions[each.name] = read_actions(fpath, names, sources[each.name])
         except DamagedError as error:
             skipped[each.name] = str(error)
             del sources[each.name]
     return actions
 
 
-def arrange(sources: dict[str, Source], actions: dict[str, np.ndarray], settings: argparse.Namespace) -> list[Footage]:
+def arrange(sources: dict[str, Source], actions: dict[str, Taken], settings: argparse.Namespace) -> list[Footage]:
     """The recordings, training's first: a source is one, but a single source is two, its first part and its end."""
     fit = Fit(*settings.image_size, settings.fit, settings.background)
 
-    def footage(number: int, name: str, split: str, start: int, stop: int | None, expected: int) -> Footage:
-        taken = actions[name][start:stop] if name in actions else None
-        return Footage(name, split, number, expected, sources[name], fit, settings.fps, start, stop, taken)
+    def footage(number: int, name: str, split: str, expected: int, start: int = 0, stop: int | None = None) -> Footage:
+        codes = actions[name].codes[start:stop] if name in actions else None
+        stop = actions[name].stop if name in actions and stop is None else stop
+        return Footage(name, split, number, expected, sources[name], fit, settings.fps, start, stop, codes)
 
     def length(name: str) -> int | None:
-        return len(actions[name]) if name in actions else None
+        return len(actions[name].codes) if name in actions else None
 
     if len(sources) == 1 and settings.validation_share > 0:
         [(name, source)] = sources.items()
         total = length(name) or source.count(settings.fps)
         if total < 4:  # two frames at least for each
-            return [footage(0, name, "train", 0, length(name), total)]
+            return [footage(0, name, "train", total)]
         middle = total - min(max(2, round(total * settings.validation_share)), total - 2)
         return [
-            footage(0, name, "train", 0, middle, middle),
-            footage(0, name, "validation", middle, length(name), total - middle),
+            footage(0, name, "train", middle, 0, middle),
+            footage(0, name, "validation", total - middle, middle),
         ]
     held_out = choose(list(sources), settings.validation_share, settings.seed)
-    recordings = [
-        footage(
-            number,
-            name,
-            "validation" if name in held_out else "train",
-            0,
-            length(name),
-            length(name) or source.expected(settings.fps),
-        )
-        for number, (name, source) in enumerate(sources.items())
-    ]
+    recordings = []
+    for number, (name, source) in enumerate(sources.items()):
+        split = "validation" if name in held_out else "train"
+        recordings.append(footage(number, name, split, length(name) or source.expected(settings.fps)))
     return sorted(recordings, key=lambda each: each.split)
 
 

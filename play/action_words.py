@@ -1,5 +1,7 @@
 """Actions as people write them: `1,1,4,0`, `RIGHT*10,RIGHT_JUMP*5`; and what a world's actions are called."""
 
+from typing import Any
+
 from data.episodes import read_info
 from data_generation.environment import COINRUN_ACTIONS
 from play import latent_actions
@@ -14,8 +16,17 @@ def names_of(entry: Entry, settings: DreamSettings) -> list[str]:
     """One name for each of a world's actions: of its data set, or those given to latent ones."""
     if entry.is_latent:
         return latent_actions.read(entry.folder, entry.num_actions).shown()
-    names = _recorded(entry, settings) or list(COINRUN_ACTIONS)
-    return names if len(names) == entry.num_actions else [f"action {index}" for index in range(entry.num_actions)]
+    return recorded_names(entry, _info(entry, settings))
+
+
+def recorded_names(entry: Entry, info: dict[str, Any]) -> list[str]:
+    """One name for each action of a guided world.
+
+    As its file has them; else as its data set's `info` (empty where there is none); else, for a number that fits,
+    CoinRun's, on which the published worlds were trained.
+    """
+    names = entry.recorded_names or info.get("action_names") or COINRUN_ACTIONS
+    return list(names) if len(names) == entry.num_actions else [f"action {n}" for n in range(entry.num_actions)]
 
 
 def real_names_of(entry: Entry) -> dict[str, int]:
@@ -23,12 +34,12 @@ def real_names_of(entry: Entry) -> dict[str, int]:
     return latent_actions.read(entry.folder, entry.num_actions).mapped() if entry.is_latent else {}
 
 
-def _recorded(entry: Entry, settings: DreamSettings) -> list[str] | None:
+def _info(entry: Entry, settings: DreamSettings) -> dict[str, Any]:
     source = source_of(entry, settings)
     try:
-        return None if source is None else read_info(*source)["action_names"]
+        return {} if source is None else read_info(*source)
     except FileNotFoundError:
-        return None  # a world is played without its data set, too
+        return {}  # a world is played without its data set, too
 
 
 def parse(text: str, names: list[str], real_names: dict[str, int]) -> list[int]:

@@ -11,6 +11,7 @@ import torch
 
 from data_generation.environment import COINRUN_ACTIONS, Game
 from play import arrows, latent_actions, messages
+from play.action_words import recorded_names
 from play.latent_actions import LatentActionNames
 from play.library import Entry, Library, Loaded, NoRoomError
 from play.player import Player, Wishes
@@ -178,10 +179,7 @@ class Hall:
     def action_names(self, entry: Entry) -> list[str]:
         if entry.is_latent:
             return self.names(entry).shown()
-        names = self.prompts.gallery(entry).info.get("action_names") or list(COINRUN_ACTIONS)
-        if len(names) == entry.num_actions:
-            return list(names)
-        return [f"action {index}" for index in range(entry.num_actions)]
+        return recorded_names(entry, self.prompts.gallery(entry).info)
 
     def describe(self, entry: Entry) -> dict[str, Any]:
         """A world, as the page needs it."""

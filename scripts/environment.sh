@@ -115,19 +115,25 @@ install_packages() {
     local package cause
     cause=$(grep -aoE 'ERROR: .*' "$install_log" 2>/dev/null | tail -n 1)
     package=$(grep -aoE 'Collecting [^ ]+|Installing collected packages' "$install_log" 2>/dev/null | tail -n 1)
-    [[ $package != Installing* ]] || package="copying the packages to $venv" # the last one collected is not the culprit
     package=${package#Collecting } cause=${cause#ERROR: }
+    # On a full disk the last one that was collected is not the culprit; a package that does not build is.
+    if [[ $package == Installing* ]]; then
+      [[ $cause == *OSError* ]] && package="copying the packages to $venv" || package="building a package"
+    fi
     fail "the set-up stopped at ${package:-the first package} (${cause:-no reason given}). Check network, disk space and" \
       "PIP_INDEX_URL, then run the same command again: it goes on from there. The log is $install_log"
   }
 }
 
-# check_disk MEGABYTES: pip would fill the disk before it says that it is too small.
+# check_disk MEGABYTES: pip would fill the disk before it says that it is too small. What is there already counts.
 check_disk() {
-  local free
-  free=$(df -Pk "$venv" 2>/dev/null | awk 'END { if (NR) print int($4 * 1.024e-3) }')
-  ((${free:-$1} >= $1)) || fail "the disk of $venv has $free MB free, and the packages take about $1 MB;" \
-    "free some space, or set LAMP_TORCH to a build for the CPU"
+  local free there
+  free=$({ df -Pk "$venv" 2>/dev/null || true; } |
+    awk 'END { for (i = NF; i > 1; i--) if ($i ~ /^[0-9]+%$/) { printf "%.0f", $(i - 1) * 1.024e-3; exit } }')
+  there=$({ du -sk "$venv" 2>/dev/null || true; } | awk 'END { printf "%.0f", $1 * 1.024e-3 }')
+  [[ -z $free ]] || ((free + there >= $1)) ||
+    fail "the disk of $venv has $free MB free, and the packages take about $(($1 - there)) MB more;" \
+      "free some space, or set LAMP_TORCH to a build for the CPU"
 }
 
 has_torch() { "$venv/bin/python" -m pip show --quiet torch 2>/dev/null; }

@@ -44,6 +44,10 @@ case "$*" in
       echo "Collecting h5py==3.14.0" >>"$2"
       echo "ERROR: No matching distribution found for h5py==3.14.0" >>"$2"
       exit 1
+    elif [[ -e no-compiler ]]; then
+      echo "Installing collected packages: setuptools" >>"$2"
+      echo "ERROR: Could not build wheels for gym3" >>"$2"
+      exit 1
     elif [[ -e full-disk ]]; then
       echo "Collecting glcontext>=3.0.0" >>"$2"
       echo "Installing collected packages: torch, glcontext" >>"$2"
@@ -338,6 +342,34 @@ def test_a_disk_without_room_is_said_before_anything_is_downloaded(bare):
     assert given(run(bare, LAMP_TORCH="torch==2.11.0+cpu"))[0] == "ran"
     (bare / "requirements.txt").write_text((bare / "requirements.txt").read_text() + "another==1.0\n")
     assert given(run(bare, LAMP_TORCH=""))[0] == "ran"
+
+
+@pytest.mark.parametrize(
+    "answer, goes_on",
+    [
+        ("/dev/a 9007199254740992 0 9007199254740992 0% /", True),  # what network file systems without a limit say
+        ("//srv/my share 264212084 1000 5000000 99% /mnt/my disk", False),
+        ("", True),
+        ("df: cannot read table of mounted file systems", True),
+    ],
+    ids=["huge", "blanks", "nothing", "an error"],
+)
+def test_whatever_the_disk_is_called_and_however_large_it_is(bare, answer, goes_on):
+    stub(bare, f"#!/bin/sh\necho '{answer}'\nexit 1\n", "df")
+    done = run(bare)
+    assert (done.returncode, "has 5120 MB free" in done.stderr) == ((0, False) if goes_on else (2, True)), done.stderr
+
+
+def test_what_an_interrupted_install_has_copied_already_counts(bare):
+    stub_disk(bare, kib_free=5_000_000)
+    stub(bare, "#!/bin/sh\necho '3000000\t.venv'\n", "du")
+    assert given(run(bare))[0] == "ran"
+
+
+def test_a_package_that_does_not_build_is_not_laid_to_the_disk(bare):
+    (bare / "no-compiler").touch()
+    error = run(bare).stderr.splitlines()[-1]
+    assert "stopped at building a package (Could not build wheels for gym3)" in error
 
 
 def test_an_install_killed_after_its_last_package_is_not_taken_for_a_finished_one(bare):

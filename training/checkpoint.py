@@ -24,6 +24,7 @@ LATEST = "latest"
 LOGS = "logs"
 METRICS = "metrics.jsonl"  # in LOGS
 BEST = "best"
+LEFT_AT_ONCE = {LOGS, "config.yaml", "record.json", "tokenizer.safetensors"}  # of a run folder, before the first step
 STEP_FOLDER = re.compile(r"step-(\d{8,})$")
 
 
@@ -73,9 +74,10 @@ def find_start(run_dpath: Path, resume_ckpt: str | None) -> Path | None:
 
 def _is_failed_start(run_dpath: Path) -> bool:
     """Whether a training made the folder and ended with nothing logged or saved, say out of memory at once."""
-    logs = run_dpath / LOGS
-    has_logged = (logs / METRICS).exists() and (logs / METRICS).stat().st_size > 0
-    return logs.is_dir() and not has_logged and not list_steps(run_dpath)
+    metrics = run_dpath / LOGS / METRICS
+    has_logged = metrics.exists() and metrics.stat().st_size > 0
+    left = {path.name for path in run_dpath.iterdir()}
+    return LOGS in left and left <= LEFT_AT_ONCE and not has_logged
 
 
 def _named_step(path: Path) -> Path:

@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ONLY_SHOWN = ("play", "dream")  # groups that no training or evaluation reads
 GENERATOR_CONFIGS = ROOT / "data_generation" / "configs"
 COMMANDS = ("generate", "train", "eval")
+ACTIONS_KEY = "num_actions"  # of a pipeline: as many as its dataset has, where it is null
 RECORDED = "models.actions.RecordedActions"
 REPORT = "report"  # the last stage, which is no command
 
@@ -114,11 +115,11 @@ def read_stages(cfg: DictConfig) -> list[Stage]:
     Raises ValueError for an unknown command; where the number of actions is the dataset's, ValueError for one that has
     none and FileNotFoundError for none at all.
     """
-    if cfg.get("num_actions", 0) is None:
+    if cfg.get(ACTIONS_KEY, 0) is None:
         names = read_info(cfg.dataset_root_dpath, cfg.dataset_name)["action_names"]
         if names is None:
             raise ValueError(f"dataset_name={cfg.dataset_name} has no actions; --config=videos.yaml finds some itself")
-        cfg = OmegaConf.merge(cfg, {"num_actions": len(names)})
+        cfg = OmegaConf.merge(cfg, {ACTIONS_KEY: len(names)})
     stages = []
     for name, node in OmegaConf.to_container(cfg.stages, resolve=True).items():
         if node is None:
@@ -142,18 +143,20 @@ def _check(stages: list[Stage]) -> None:
     """Raise ValueError for a setting that would end a stage: before the first one, not after those that work."""
     from training.main import check
 
+    is_there = all(stage.command != "generate" for stage in stages)  # or a stage makes the data, or what it lacks
     for stage in stages:
         try:
             if stage.command != "generate":
                 cfg = stage.resolved()
                 check(cfg)
-                _check_actions(cfg)
+                if is_there:
+                    _check_actions(cfg)
         except ValueError as error:
             raise ValueError(f"stage {stage.name}: {error}") from error
 
 
 def _check_actions(cfg: DictConfig) -> None:
-    """Raise ValueError where the stage trains on recorded actions which the dataset, if it is there, does not have."""
+    """Raise ValueError where the stage trains on recorded actions that its dataset does not have."""
     from training.settings import TrainSettings
     from training.setup import check_recorded_actions
 
@@ -162,9 +165,9 @@ def _check_actions(cfg: DictConfig) -> None:
     settings = TrainSettings.from_config(cfg.train)
     try:
         info = read_info(settings.dataset_root_dpath, settings.dataset_name)
-    except FileNotFoundError:  # a stage may make it, and the first one that needs it says where it is missing
+    except FileNotFoundError:  # finished stages do without it, and the first that needs it says where it is missing
         return
-    check_recorded_actions(len(info["action_names"] or ()), cfg.actions.num_actions, settings)
+    check_recorded_actions(len(info["action_names"] or ()), cfg.actions.num_actions, settings, key=ACTIONS_KEY)
 
 
 def _num_processes(asked: int | None) -> int:

@@ -152,6 +152,7 @@ class Saver:
             "step": run.state.step,
             "train_seconds": round(run.state.elapsed, 1),
             "dataset_name": run.settings.dataset_name,
+            "action_names": run.dataset.episodes.action_names,
             "finished": run.progress >= 1,
         }
         return facts if run.tokenizer_hash is None else facts | {"tokenizer_hash": run.tokenizer_hash}

@@ -72,8 +72,8 @@ class Schedule:
         if settings.warmup_steps >= total:
             reached = peak * warmup(total - 1, settings.warmup_steps)
             return (
-                f"up to {reached:.3g} only, since the warm-up to {peak:.3g} takes {settings.warmup_steps:,} steps, "
-                "more than there are; --optimizer.warmup_steps sets it"
+                f"up to {reached:.3g} only, since the warm-up to {peak:.3g} would take {settings.warmup_steps:,} "
+                "steps; --optimizer.warmup_steps sets it"
             )
         after = f" after {settings.warmup_steps:,} steps of warm-up" if settings.warmup_steps else ""
         end = "" if settings.kind == "constant" else f" to {peak * settings.min_lr_ratio:.3g}"

@@ -96,8 +96,11 @@ def check_fit(model: nn.Module, dataset: ClipDataset, settings: TrainSettings) -
         check_recorded_actions(dataset.num_actions, model.num_actions, settings)
 
 
-def check_recorded_actions(there: int, known: int, settings: TrainSettings) -> None:
-    """Raise ValueError where a guided model that knows so many actions cannot learn from those of its dataset."""
+def check_recorded_actions(there: int, known: int, settings: TrainSettings, key: str = "data.num_actions") -> None:
+    """Raise ValueError where a guided model that knows so many actions cannot learn from those of its dataset.
+
+    key: what sets the number that it knows.
+    """
     name = settings.dataset_name
     if settings.frame_skip > 1:
         raise ValueError(
@@ -107,9 +110,7 @@ def check_recorded_actions(there: int, known: int, settings: TrainSettings) -> N
     if not there:
         raise ValueError(f"train.dataset_name={name} has no recorded actions; train genie_redux, which learns them")
     if there > known:
-        raise ValueError(
-            f"train.dataset_name={name} has {there} actions, but the model {known}; set data.num_actions={there}"
-        )
+        raise ValueError(f"train.dataset_name={name} has {there} actions, but the model {known}; set {key}={there}")
 
 
 def _by(size: tuple[int, int]) -> str:

@@ -341,14 +341,17 @@ class Trainer:
         self.accelerator.wait_for_everyone()  # all processes have seen the folder as it was
         self.rate = flops.joint_rate(self.accelerator)
         self.log, self.held = None, ExitStack()  # while it trains, nobody else trains into this folder
+        self._take_run_folder()
         if self.accelerator.is_main_process:
-            self.held.enter_context(checkpoint.run_folder(self.run_dpath))
             checkpoint.clean(self.run_dpath)
             # With its references, so that `--config=<this file> --key=value` changes whatever follows from the key.
             checkpoint.write_text(self.run_dpath / "config.yaml", OmegaConf.to_yaml(self.cfg))
-            own_tokenizer = self.run_dpath / pretrained.TOKENIZER
-            # What starts anew may start with another one; what goes on elsewhere brings none along.
-            if self.tokenizer_fpath is not None and (self.start_dpath is None or not own_tokenizer.exists()):
+            own_tokenizer, has_steps = (
+                self.run_dpath / pretrained.TOKENIZER,
+                bool(checkpoint.list_steps(self.run_dpath)),
+            )
+            # Where there are no steps yet, another one may lie there, of a start that failed.
+            if self.tokenizer_fpath is not None and not (has_steps and own_tokenizer.exists()):
                 pretrained.copy_weights(self.tokenizer_fpath, own_tokenizer)
             config = OmegaConf.to_container(self.cfg, resolve=True)
             facts = {
@@ -368,6 +371,21 @@ class Trainer:
             self.state.log_run_id = self.log.run_id
             print(messages.opening(self), flush=True)
         self.accelerator.wait_for_everyone()
+
+    def _take_run_folder(self) -> None:
+        """The main process holds it from here on. Raises ValueError or OSError, in every process, where it cannot."""
+        refusal = None
+        if self.accelerator.is_main_process:
+            try:
+                self.held.enter_context(checkpoint.run_folder(self.run_dpath))
+                # While the model was built, another training may have come and gone.
+                if checkpoint.find_start(self.run_dpath, self.settings.resume_ckpt) != self.start_dpath:
+                    raise ValueError(f"another training has saved to {self.run_dpath} meanwhile; start again")
+            except (ValueError, OSError) as error:
+                self.held.close()
+                refusal = error
+        if any(self.agreement.largest(refusal is not None)):
+            raise refusal or ValueError("the main process could not take the run folder")
 
     # --------------------------------------------------------------------------------------------------------- the end
 

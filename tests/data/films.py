@@ -31,13 +31,15 @@ def write_video(
     frames: list[np.ndarray],
     *,
     fps: int = 30,
+    group: int | None = None,
     times_ms: list[int] | None = None,
     rotation: int | None = None,
     pixel_aspect: Fraction | None = None,
     pixel_format: str | None = None,
 ) -> Path:
-    """Encode (H, W, 3) RGB frames, at `fps` or shown from `times_ms` on; the file's suffix decides how."""
+    """Encode (H, W, 3) RGB frames, at `fps` or shown from `times_ms` on, in groups; the file's suffix decides how."""
     codec, usual_format, options = CODECS[fpath.suffix]
+    options = options if group is None else options | {"g": str(group)}
     fpath.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(fpath), "w") as container:
         stream = container.add_stream(codec, rate=fps, options=options)

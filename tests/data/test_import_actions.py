@@ -2,8 +2,10 @@
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,6 +13,8 @@ from PIL import Image
 from data.clips import ClipDataset
 from data.episodes import Episodes
 from data.import_videos import main
+from data.pictures import Fit
+from data.video_files import VideoFile
 from models import pretrained
 from tests.data.films import greys, numbers, write_video
 from training import main as commands
@@ -23,6 +27,30 @@ def write_film(fpath: Path, lines: list[str], num_frames: int, **size: int) -> P
     write_video(fpath, greys(num_frames, **size))
     fpath.with_suffix(".actions.txt").write_text("".join(f"{line}\n" for line in lines))
     return fpath
+
+
+def write_cut_film(fpath: Path) -> None:
+    """Eight pictures, 22 to 29 of a longer film, cut out of it as `ffmpeg -ss … -c copy` does."""
+    whole = write_video(fpath.with_name(".whole.mp4"), greys(30), group=10)
+    with av.open(str(whole)) as read, av.open(str(fpath), "w") as written:
+        [source] = read.streams.video
+        stream, first = written.add_stream_from_template(source), None
+        for packet in read.demux(source):
+            frame = 1 / (source.average_rate * source.time_base)
+            if first is None and packet.is_keyframe and packet.pts > 10 * frame:
+                first = int(packet.pts + 4 * frame)
+            if first is not None and packet.dts is not None:
+                packet.pts, packet.dts, packet.stream = packet.pts - first, packet.dts - first, stream
+                written.mux(packet)
+
+
+def num_packets(fpath: Path) -> int:
+    return VideoFile.read(fpath).count(None)
+
+
+def shown(fpath: Path) -> list[int]:
+    film, fit = VideoFile.read(fpath), Fit(32, 32, "crop", (0, 0, 0))
+    return numbers(np.stack([film.fitted(each.picture, fit) for each in film.shown()]))
 
 
 def action_at(frame: int) -> int:
@@ -102,6 +130,29 @@ def test_recordings_whose_actions_do_not_fit_are_listed_and_skipped(tmp_path, ca
     assert skipped["none.mp4"] == "none.actions.txt is missing" and "Invalid data" in skipped["broken.mp4"]
 
 
+def test_pictures_that_are_in_the_file_but_never_shown_have_no_actions(tmp_path, capsys):
+    """A film cut without decoding it keeps the pictures that its first ones are predicted from."""
+    folder = tmp_path / "in"
+    write_cut_film(folder / "right.mp4")
+    assert (num_packets(folder / "right.mp4"), *shown(folder / "right.mp4")) == (12, *range(22, 30))
+    (folder / "right.actions.txt").write_text("".join(f"{action_at(frame)}\n" for frame in range(22, 30)))
+    shutil.copy(folder / "right.mp4", folder / "wrong.mp4")
+    (folder / "wrong.actions.txt").write_text("LEFT\n" * 12)
+    assert run(folder, "--validation_share", "0") == 0
+    assert pairs(read(folder)) == [(frame, action_at(frame)) for frame in range(22, 30)]
+    assert "wrong.mp4: wrong.actions.txt has 12 lines, but there are 8 frames" in capsys.readouterr().out
+
+
+def test_of_a_film_that_breaks_off_the_actions_up_to_there_are_taken(tmp_path, capsys):
+    film = write_film(tmp_path / "in" / "film.mkv", [str(action_at(frame)) for frame in range(30)], 30)
+    content = film.read_bytes()
+    film.write_bytes(content[: len(content) * 2 // 3])
+    assert run(tmp_path / "in", "--validation_share", "0") == 0
+    assert "1 damaged, read up to there" in capsys.readouterr().out
+    found = pairs(read(tmp_path / "in"))
+    assert found == [(frame, action_at(frame)) for frame in range(len(found))] and 2 <= len(found) < 30
+
+
 def test_where_no_actions_fit_one_line_says_so(tmp_path, capsys):
     write_video(tmp_path / "in" / "film.mp4", greys(10))
     assert run(tmp_path / "in") == 2
@@ -125,6 +176,8 @@ def test_other_actions_are_another_import(tmp_path, capsys):
         (["--actions", "LEFT"], "'LEFT' must be two or more different names"),
         (["--actions", "LEFT,LEFT"], "'LEFT,LEFT' must be two or more different names"),
         (["--actions", "LEFT,1"], "'LEFT,1' must be two or more different names"),
+        (["--actions", "LEFT,left"], "'LEFT,left' must be two or more different names"),
+        (["--actions", "LEFT,JUMP*2"], "'LEFT,JUMP*2' must be two or more different names, none a number or with a *"),
         (["--actions", "LEFT,"], "'LEFT,' must be two or more different names"),
         (["--fps", "10"], "--fps would leave frames out, and with them what --actions were taken there"),
     ],
@@ -157,7 +210,7 @@ def test_the_command_that_an_import_names_leads_to_a_guided_world(tmp_path, monk
     words = [*shlex.split(command[command.index("bash run.sh") :]), *small]
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     assert commands.main([*words[2:], "--num_actions=2"]) == 2  # at once, not after the tokenizer
-    assert "has 3 actions, but the model 2; set data.num_actions=3" in capfd.readouterr().err
+    assert "has 3 actions, but the model 2; set num_actions=3" in capfd.readouterr().err
     assert words[:2] == ["bash", "run.sh"] and commands.main(words[2:]) == 0, capfd.readouterr().err
     results = json.loads((tmp_path / "out" / "report" / "metrics.json").read_text())
     assert set(results) == {"tokenizer", "genie_redux_guided"}

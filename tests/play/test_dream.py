@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -14,7 +15,7 @@ from data.episodes import Episodes
 from models import pretrained
 from models.interfaces import Sampling
 from play import dream, latent_actions, plans
-from play.action_words import parse
+from play.action_words import parse, recorded_names
 from play.latent_actions import LatentActionNames
 from play.recording import to_mp4
 from tests.training.workers.tiny import SIZE
@@ -226,6 +227,24 @@ def test_progress_is_shown(root, tmp_path, capsys):
 
 
 # ---- words
+
+
+@pytest.mark.parametrize(
+    "own, of_data, expected",
+    [
+        (["a", "b"], ["c", "d"], ["a", "b"]),  # the data set of today may be another
+        (None, ["c", "d"], ["c", "d"]),
+        (None, None, ["action 0", "action 1"]),
+        (None, ["c", "d", "e"], ["action 0", "action 1"]),
+    ],
+)
+def test_a_guided_world_keeps_the_names_of_what_it_was_trained_on(own, of_data, expected):
+    world = SimpleNamespace(recorded_names=own, num_actions=2)
+    assert recorded_names(world, {} if of_data is None else {"action_names": of_data}) == expected
+
+
+def test_a_published_world_has_the_names_of_coinrun():
+    assert recorded_names(SimpleNamespace(recorded_names=None, num_actions=7), {}) == NAMES
 
 
 @pytest.mark.parametrize(

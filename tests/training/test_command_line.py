@@ -11,7 +11,7 @@ import pytest
 from hydra.utils import get_method
 from omegaconf import OmegaConf
 
-from training import command_line, help, main
+from training import command_line, help, main, pipeline
 from training.command_line import CONFIGS, compose, entries, groups, options, parse
 
 ROOT = CONFIGS.parent
@@ -297,6 +297,17 @@ def test_a_pipeline_asks_its_dataset_for_the_number_of_actions_before_its_first_
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and "dataset_name=gone" in error
     assert not (tmp_path / "out").exists()
+
+
+def test_a_pipeline_that_was_interrupted_while_it_generated_goes_on_with_that(tmp_path, monkeypatch):
+    begun = []
+    monkeypatch.setattr(pipeline, "_run_stage", lambda stage, *_: begun.append(stage.name))
+    monkeypatch.setattr(pipeline, "_report", lambda *_: None)
+    unfinished = tmp_path / "coinrun_plain" / "unfinished.json"
+    unfinished.parent.mkdir()
+    unfinished.write_text("{}")
+    words = ["--config=quickstart.yaml", f"--output_dpath={tmp_path / 'out'}", f"--dataset_root_dpath={tmp_path}"]
+    assert main.main(words) == 0 and begun[0] == "data"
 
 
 def test_another_number_of_processes_than_asked_for_stops(capsys, monkeypatch):

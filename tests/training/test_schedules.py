@@ -60,7 +60,7 @@ def test_a_warm_up_longer_than_the_training_only_warms_up():
     [
         (100, "cosine", "0.002 after 100 steps of warm-up, cosine to 0.0002"),
         (0, "constant", "0.002, constant"),
-        (5000, "cosine", "up to 0.0012 only, since the warm-up to 0.002 takes 5,000 steps, more than there are; "
+        (5000, "cosine", "up to 0.0012 only, since the warm-up to 0.002 would take 5,000 steps; "
          "--optimizer.warmup_steps sets it"),
     ],
 )  # fmt: skip

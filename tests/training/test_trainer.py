@@ -209,6 +209,28 @@ def test_a_run_that_failed_at_once_does_not_stand_in_the_way(tmp_path, monkeypat
     assert [checkpoint.step_of(path) for path in checkpoint.list_steps(folder)] == [4]
 
 
+@pytest.mark.parametrize(
+    "resume_ckpt, message", [(None, "already holds a run"), ("auto", r"another training has saved to .* meanwhile")]
+)
+def test_a_training_that_saved_while_another_was_being_built_is_not_overwritten(tmp_path, resume_ckpt, message):
+    """Both saw an empty folder; with keep_last the second would have removed what the first one saved."""
+    late = Trainer(configure("noisy_line", tmp_path, train__resume_ckpt=resume_ckpt))
+    train(configure("noisy_line", tmp_path))
+    folder = run_folder(tmp_path, "noisy_line", "tokenizer")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=message):
+        late.run()
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_folder_with_files_of_others_is_not_taken_for_a_failed_start(tmp_path):
+    folder = run_folder(tmp_path, "noisy_line", "tokenizer")
+    (folder / "logs").mkdir(parents=True)
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="already holds a run"):
+        train(configure("noisy_line", tmp_path))
+
+
 def test_steps_that_were_logged_are_not_lost_to_a_fresh_run(tmp_path):
     """Killed before its first checkpoint: the curves are all that there is of it."""
     train(configure("noisy_line", tmp_path))
@@ -287,6 +309,16 @@ def test_a_run_that_branches_off_another_has_its_tokenizer_too(tmp_path):
     assert (branch / "tokenizer.safetensors").read_bytes() == tokenizer.read_bytes()
     tokenizer.unlink()
     assert pretrained.load(branch).tokenizer.codebook_size == 1024
+
+
+def test_the_tokenizer_that_a_failed_start_left_is_replaced(tmp_path):
+    tokenizer = tiny.tiny_tokenizer(tmp_path)
+    folder = run_folder(tmp_path, "genie_redux_guided", "genie_redux_guided")
+    (folder / "logs").mkdir(parents=True)
+    (folder / "tokenizer.safetensors").write_text("another one")
+    train(configure("genie_redux_guided", tmp_path))
+    assert (folder / "tokenizer.safetensors").read_bytes() == tokenizer.read_bytes()
+    assert pretrained.read_header(folder)["metadata"]["action_names"] == ["left", "stay", "right"]
 
 
 def test_going_on_with_other_settings_is_said_at_the_start(tmp_path, capsys):

@@ -36,7 +36,7 @@ class Entry:
     modified: float  # 0 for the worlds that come with Lamp: a checkout may write them after any training
     is_latent: bool
     num_actions: int
-    recorded_names: list[str] | None  # of the actions in the data it was trained on, where the file says them
+    recorded_names: tuple[str, ...]  # of the actions in the data it was trained on, empty where the file does not say
     image_size: tuple[int, int]
     trained_steps: int
     window: int  # frames of the clips it was trained on
@@ -206,7 +206,7 @@ def describe(fpath: Path, root: Path, tokenizer_fpath: str | None) -> Entry | No
         modified=0.0 if header["metadata"].get("is_example") else fpath.stat().st_mtime,
         is_latent=is_latent,
         num_actions=_codes(config["actions"]["lam"]["quantizer"]) if is_latent else config["actions"]["num_actions"],
-        recorded_names=header["metadata"].get("action_names"),
+        recorded_names=tuple(header["metadata"].get("action_names") or ()),
         image_size=tuple(size),
         trained_steps=int(header["metadata"].get("step") or 0),
         window=int(OmegaConf.select(run, "train.num_frames") or UNKNOWN_WINDOW),

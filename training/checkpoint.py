@@ -24,7 +24,7 @@ LATEST = "latest"
 LOGS = "logs"
 METRICS = "metrics.jsonl"  # in LOGS
 BEST = "best"
-LEFT_AT_ONCE = {LOGS, "config.yaml", "record.json", "tokenizer.safetensors"}  # of a run folder, before the first step
+LEFT_AT_ONCE = {LOGS, "config.yaml", "record.json", "samples", "tokenizer.safetensors"}  # before anything is logged
 STEP_FOLDER = re.compile(r"step-(\d{8,})$")
 
 

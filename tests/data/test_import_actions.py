@@ -217,3 +217,11 @@ def test_the_command_that_an_import_names_leads_to_a_guided_world(tmp_path, monk
     assert results["genie_redux_guided"]["num_clips"] == 2
     world = tmp_path / "out" / "checkpoints" / "genie_redux_guided" / "genie_redux_guided"
     assert pretrained.load(world).num_actions == len(NAMES)
+
+    shutil.rmtree(tmp_path / "datasets")  # a world knows the names of its actions without its data
+    Image.fromarray(greys(5)[4]).save(tmp_path / "first.png")
+    film = ["--mode=dream", f"--dream.roots=[{tmp_path / 'out'}]", f"--dream.prompt={tmp_path / 'first.png'}"]
+    film += [f"--dream.out={tmp_path / 'film.gif'}", "--dream.device=cpu", "--dream.num_frames=4"]
+    assert commands.main([*film, "--dream.actions=RIGHT*3,LEFT"]) == 0, capfd.readouterr().err
+    assert commands.main([*film, "--dream.actions=JUMP"]) == 2
+    assert "it has 0 NOOP, 1 LEFT, 2 RIGHT;" in capfd.readouterr().err

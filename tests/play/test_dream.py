@@ -232,10 +232,10 @@ def test_progress_is_shown(root, tmp_path, capsys):
 @pytest.mark.parametrize(
     "own, of_data, expected",
     [
-        (["a", "b"], ["c", "d"], ["a", "b"]),  # the data set of today may be another
-        (None, ["c", "d"], ["c", "d"]),
-        (None, None, ["action 0", "action 1"]),
-        (None, ["c", "d", "e"], ["action 0", "action 1"]),
+        (("a", "b"), ["c", "d"], ["a", "b"]),  # the data set of today may be another
+        ((), ["c", "d"], ["c", "d"]),
+        ((), None, ["action 0", "action 1"]),
+        ((), ["c", "d", "e"], ["action 0", "action 1"]),
     ],
 )
 def test_a_guided_world_keeps_the_names_of_what_it_was_trained_on(own, of_data, expected):
@@ -244,7 +244,7 @@ def test_a_guided_world_keeps_the_names_of_what_it_was_trained_on(own, of_data, 
 
 
 def test_a_published_world_has_the_names_of_coinrun():
-    assert recorded_names(SimpleNamespace(recorded_names=None, num_actions=7), {}) == NAMES
+    assert recorded_names(SimpleNamespace(recorded_names=(), num_actions=7), {}) == NAMES
 
 
 @pytest.mark.parametrize(

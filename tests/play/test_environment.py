@@ -11,6 +11,7 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from PIL import Image
 from stable_baselines3 import PPO
+from stable_baselines3.common.logger import Logger
 
 from models.session import Session
 from play.environment import ID, WorldModelEnv, WorldModelVectorEnv
@@ -61,6 +62,7 @@ def test_the_vector_environment_is_what_make_vec_makes(kwargs):
 def test_ppo_learns_in_a_dream(kwargs):
     env = gymnasium.make(ID, **kwargs)
     model = PPO("MlpPolicy", env, n_steps=8, batch_size=8, n_epochs=1, device="cpu", seed=0)
+    model.set_logger(Logger(None, []))  # else it leaves a folder behind
     before = [value.clone() for value in model.policy.parameters()]
     model.learn(16)
     assert model.num_timesteps == 16

@@ -17,15 +17,6 @@ def actions_fpath(fpath: Path, is_video: bool) -> Path:
     return fpath.with_suffix(f".{ENDING}") if is_video else fpath.with_name(ENDING)
 
 
-def check_names(names: Sequence[str]) -> None:
-    """Raise ValueError where names could not be told apart, from numbers, or from `NAME*COUNT` of a dream's actions."""
-    folded = {name.casefold() for name in names}
-    if len(names) < 2 or len(folded) < len(names) or any(not name or name.isdecimal() or "*" in name for name in names):
-        raise ValueError(
-            f"{','.join(names)!r} must be two or more different names, none a number or with a *, as NOOP,LEFT,RIGHT"
-        )
-
-
 class Taken(NamedTuple):
     """The actions of a recording."""
 

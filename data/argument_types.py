@@ -4,8 +4,6 @@ import argparse
 import re
 from fractions import Fraction
 
-from data.action_files import check_names
-
 
 def size(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"(\d+)(?:x(\d+))?", text, re.ASCII)
@@ -24,12 +22,14 @@ def colour(text: str) -> tuple[int, int, int]:
 
 
 def action_names(text: str) -> list[str]:
-    split = [name.strip() for name in text.split(",")]
-    try:
-        check_names(split)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return split
+    """Names that can be told apart, from numbers, and from the `NAME*COUNT` of a dream's actions."""
+    names = [name.strip() for name in text.split(",")]
+    are_different = len({name.casefold() for name in names}) == len(names) > 1
+    if not are_different or any(not name or name.isdecimal() or "*" in name for name in names):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} must be two or more different names, none a number or with a *, as NOOP,LEFT,RIGHT"
+        )
+    return names
 
 
 def rate(text: str) -> Fraction:

@@ -143,13 +143,13 @@ def _check(stages: list[Stage]) -> None:
     """Raise ValueError for a setting that would end a stage: before the first one, not after those that work."""
     from training.main import check
 
-    is_there = all(stage.command != "generate" for stage in stages)  # or a stage makes the data, or what it lacks
+    makes_data = any(stage.command == "generate" for stage in stages)  # which may be half there
     for stage in stages:
         try:
             if stage.command != "generate":
                 cfg = stage.resolved()
                 check(cfg)
-                if is_there:
+                if not makes_data:
                     _check_actions(cfg)
         except ValueError as error:
             raise ValueError(f"stage {stage.name}: {error}") from error

@@ -346,12 +346,9 @@ class Trainer:
             checkpoint.clean(self.run_dpath)
             # With its references, so that `--config=<this file> --key=value` changes whatever follows from the key.
             checkpoint.write_text(self.run_dpath / "config.yaml", OmegaConf.to_yaml(self.cfg))
-            own_tokenizer, has_steps = (
-                self.run_dpath / pretrained.TOKENIZER,
-                bool(checkpoint.list_steps(self.run_dpath)),
-            )
-            # Where there are no steps yet, another one may lie there, of a start that failed.
-            if self.tokenizer_fpath is not None and not (has_steps and own_tokenizer.exists()):
+            own_tokenizer = self.run_dpath / pretrained.TOKENIZER
+            is_new = not checkpoint.list_steps(self.run_dpath)  # then what lies there is of a start that failed
+            if self.tokenizer_fpath is not None and (is_new or not own_tokenizer.exists()):
                 pretrained.copy_weights(self.tokenizer_fpath, own_tokenizer)
             config = OmegaConf.to_container(self.cfg, resolve=True)
             facts = {
